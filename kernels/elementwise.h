@@ -1,0 +1,84 @@
+// The ops that touch each element once: embedding, norm, RoPE with KV append, SiLU gate, block copies.
+// All are bound by memory: bytes read plus bytes written over the read ceiling is their floor.
+//
+// Pointers are to `dtype` elements unless a comment says otherwise. The CPU twins take f32 only.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/stream.h"
+
+namespace bough {
+
+// out[t, :] = table[ids[t], :].
+struct EmbeddingParams {
+  const int32_t* ids = nullptr;  // [num_tokens]
+  const void* table = nullptr;   // [vocab_size, hidden_size] table_dtype
+  void* out = nullptr;           // [num_tokens, hidden_size]
+  int num_tokens = 0, hidden_size = 0;
+  DType dtype = DType::kF32, table_dtype = DType::kF32;
+};
+
+// residual += x (when x is given);  out = residual / sqrt(mean(residual^2) + eps) * weight.
+// RMSNorm, arXiv 1910.07467 eq. 4. out may alias x, not residual. Statistics in f32.
+struct AddRmsNormParams {
+  const void* x = nullptr;       // [num_tokens, hidden_size]; may be nullptr: nothing is added
+  void* residual = nullptr;      // [num_tokens, hidden_size], read and written
+  const void* weight = nullptr;  // [hidden_size]
+  void* out = nullptr;           // [num_tokens, hidden_size]
+  int num_tokens = 0, hidden_size = 0;
+  float eps = 1e-5f;
+  DType dtype = DType::kF32;
+};
+
+// Rotates q and k by their position (halves paired as (i, i + head_dim/2), as Hugging Face checkpoints
+// are trained) and puts k and v into the cache. RoFormer, arXiv 2104.09864 eq. 34:
+//   angle(p, i) = p * theta^(-2i / head_dim),  i in [0, head_dim/2)
+// Angles in f32. Slots: block = slot / block_size, row = slot % block_size; no two tokens share a slot.
+struct RopeAppendParams {
+  void* qkv = nullptr;                    // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim], q in place
+  const int32_t* positions = nullptr;     // [num_tokens]
+  const int32_t* slot_mapping = nullptr;  // [num_tokens]; -1 = do not store
+  void* k_cache = nullptr;                // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
+  void* v_cache = nullptr;                // as k_cache
+  int num_tokens = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 0;
+  float rope_theta = 1e6f;
+  DType dtype = DType::kF32, kv_dtype = DType::kF32;
+};
+
+// out[t, i] = silu(gate_up[t, i]) * gate_up[t, size + i];  silu(x) = x / (1 + exp(-x)).
+struct SiluMulParams {
+  const void* gate_up = nullptr;  // [num_tokens, 2 * size], gate half first
+  void* out = nullptr;            // [num_tokens, size]
+  int num_tokens = 0, size = 0;
+  DType dtype = DType::kF32;
+};
+
+// cache[dst[i]] = cache[src[i]] for both caches; sources and destinations are disjoint sets.
+struct CopyBlocksParams {
+  void* k_cache = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
+  void* v_cache = nullptr;
+  const int32_t* src = nullptr;  // [num_copies] block ids
+  const int32_t* dst = nullptr;  // [num_copies]
+  int num_copies = 0;
+  int64_t block_bytes = 0;  // of one block in one of the caches
+};
+
+namespace cpu {
+void Embedding(const EmbeddingParams&);
+void AddRmsNorm(const AddRmsNormParams&);
+void RopeAppend(const RopeAppendParams&);
+void SiluMul(const SiluMulParams&);
+void CopyBlocks(const CopyBlocksParams&);
+}  // namespace cpu
+
+namespace cuda {
+void Embedding(const EmbeddingParams&, Stream);
+void AddRmsNorm(const AddRmsNormParams&, Stream);
+void RopeAppend(const RopeAppendParams&, Stream);
+void SiluMul(const SiluMulParams&, Stream);
+void CopyBlocks(const CopyBlocksParams&, Stream);
+}  // namespace cuda
+
+}  // namespace bough

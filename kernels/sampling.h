@@ -1,8 +1,8 @@
 // From logits to tokens, one row at a time; rows do not see each other.
 //
-// In this order: logit bias, repetition / presence / frequency penalties, banned tokens; logprobs are
-// those of the logits so far (before temperature, as vLLM's processed logprobs); then temperature,
-// top-k, top-p, min-p; then argmax (temperature 0) or a draw by the Gumbel-max rule
+// Logprobs are the log-softmax of the logits as given (vLLM's default, raw_logprobs). Then, in this
+// order: logit bias, repetition / presence / frequency penalties, banned tokens, temperature, top-k,
+// top-p, min-p; then argmax (temperature 0) or a draw by the Gumbel-max rule
 //   token = argmax_v (logit_v / temperature - log(-log u_v)),  u_v = Philox(seed, choice, position, v)
 // which needs no sort and no cumulative sum, and depends on nothing but the row.
 // Philox4x32-10: Salmon et al., SC'11. Ties go to the lower token id.

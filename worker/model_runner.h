@@ -1,0 +1,60 @@
+// Runs batches on this rank's shard of the model: weights, KV cache and scratch live here. Device
+// pointers start here and nowhere above.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "worker/batch.h"
+#include "worker/comm/communicator.h"
+#include "worker/comm/mpi_group.h"
+#include "worker/model/model_config.h"
+
+namespace bough {
+
+struct ModelRunnerOptions {
+  std::string model_dir;                   // Hugging Face folder
+  std::string load_format = "auto";        // auto = safetensors, dummy = seeded random weights
+  int tp_size = 1;                         // MoE: slices of each expert's intermediate_size
+  int ep_size = 1;                         // MoE: expert groups; attention is split over tp * ep ranks
+  int num_experts_per_tok = 0;             // 0 = the config's
+  int max_model_len = 0;                   // 0 = the config's max_position_embeddings
+  int64_t kv_cache_memory_bytes = 0;       // per rank, K and V of all layers
+  int max_num_batched_tokens = 2048;
+  int max_num_seqs = 256;
+  bool enable_bifurcated_attention = true; // false: PagedAttention only; same tokens, more bytes read
+};
+
+class ModelRunner : public StepExecutor {
+ public:
+  // Every rank calls it at the same time. Errors name the file and what is wrong with it, and are the
+  // same on all ranks. `progress` is called from the loading thread, at least every 64 MiB.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Load(
+      const ModelRunnerOptions& options, MpiGroup* group,
+      const std::function<void(const RankProgress&)>& progress);
+  ~ModelRunner() override;
+
+  const ModelConfig& config() const;
+  int num_blocks() const;  // the same on all ranks: the smallest of what fits
+  int max_model_len() const;
+  // Identifies weights and precision for the block hashes: folder name, shapes and a fingerprint of the
+  // checkpoint's headers. Equal for equal folders whatever the parallel layout.
+  const std::string& model_key() const;
+
+  // Rank 0. Sends the batch to the followers, runs it, samples.
+  StepResult Execute(const Batch& batch) override;
+  // Ranks > 0: executes batches until one says shutdown.
+  void Follow();
+  // Rank 0: lets the followers go.
+  void Shutdown();
+
+ private:
+  ModelRunner();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace bough

@@ -16,11 +16,11 @@ namespace bough {
 struct LiveRequest;
 
 //   state       blocks                              next
-//   waiting     none                                prefill; or decode, forked off a sibling's
-//   prefill prefill     for all its tokens                  decode when all are computed; preempted
+//   waiting     none                                prefill; decode, as a fork of a sibling
+//   prefill     for all its tokens                  decode when all are computed; preempted
 //   decode      for all its tokens but the last     decode; preempted; finished
 //   preempted   none, its tokens are kept           prefill: recompute, mostly prefix hits
-//   finished    none
+//   finished    none                                -
 // Any state goes to finished by cancel or deadline.
 enum class SequenceState : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished };
 

@@ -2,10 +2,13 @@
 //
 // A sequence's token positions, as half-open ranges:
 //
-//   [0, num_cached_blocks * 64)             in blocks of the prefix cache: full, read only, maybe
-//   shared [num_cached_blocks * 64, num_computed)  written, in blocks of its own; full ones only
-//   after a collision [num_computed, num_tokens)              to be computed: the rest of a
-//   prefill, or the last token [num_tokens, num_blocks * 64)           room
+//   [0, num_cached)            in blocks of the prefix cache: full, read only, maybe shared
+//   [num_cached, num_computed) written, in the open block, which is its own
+//   [num_computed, num_tokens) to be computed: the rest of a prefill, or the last token
+//   [num_tokens, num_room)     empty
+//
+// with num_cached = 64 * num_cached_blocks and num_room = 64 * block_table.size(). Only after a
+// hash collision does the second range hold whole blocks.
 //
 // A step writes only positions from num_computed on, hence only into blocks of its own: no copy on
 // write. The open block (the one that is not full) is never in the cache and never shared; a fork

@@ -1,6 +1,9 @@
 #include "tests/worker_model/parallel_main.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
+
+#include <algorithm>
 
 #include "common/check.h"
 
@@ -24,6 +27,8 @@ void StartFollowers(const std::string& words) {
 int RunParallelTests(int argc, char** argv, const std::function<void(const std::string&)>& follow) {
   const std::unique_ptr<MpiGroup> group = MpiGroup::Init(&argc, &argv);
   the_group = group.get();
+  // The ranks share the cores, as in worker/main.cc.
+  omp_set_num_threads(std::max(1, omp_get_num_procs() / group->size()));
   int exit_code = 0;
   if (group->rank() == 0) {
     ::testing::InitGoogleTest(&argc, argv);

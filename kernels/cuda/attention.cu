@@ -59,8 +59,8 @@ __global__ void PagedAttentionKernel(PagedAttentionParams p) {
 }  // namespace
 
 void PagedAttention(const PagedAttentionParams& p, Stream stream) {
-  CheckAttentionShapes(p);
   if (p.num_seqs == 0) return;
+  CheckAttentionShapes(p);
   const dim3 grid(p.num_heads, p.num_seqs, kQuerySlots);
   DispatchAttention(p.dtype, p.kv_dtype, p.head_dim, [&]<typename T, typename KV, int kHeadDim>() {
     PagedAttentionKernel<T, KV, kHeadDim><<<grid, kWarps * kWarpSize, 0, stream>>>(p);

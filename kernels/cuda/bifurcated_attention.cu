@@ -118,8 +118,8 @@ __global__ void BifurcatedAttentionKernel(BifurcatedAttentionParams p) {
 }  // namespace
 
 void BifurcatedAttention(const BifurcatedAttentionParams& p, Stream stream) {
-  CheckAttentionShapes(p);
   if (p.num_seqs == 0) return;
+  CheckAttentionShapes(p);
   const int num_queries = p.num_seqs * (p.num_heads / p.num_kv_heads);
   DispatchAttention(p.dtype, p.kv_dtype, p.head_dim, [&]<typename T, typename KV, int kHeadDim>() {
     // Every group ends in at most one tile that is not full.

@@ -124,7 +124,8 @@ bool FlagSet::WantsHelp(const std::vector<std::string>& args) {
 
 std::string FlagSet::Help() const {
   std::string out =
-      absl::StrFormat("usage: %s [flags] %s\n%s\n\nflags:\n", command_, usage_, summary_);
+      absl::StrFormat("usage: %s [flags]%s%s\n%s\n\nflags:\n", command_,
+                                    usage_.empty() ? "" : " ", usage_, summary_);
   for (const Flag& flag : flags_) {
     std::string left = "--" + flag.name;
     if (!flag.placeholder.empty()) left += " " + flag.placeholder;

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "common/utf8.h"
 
 namespace bough::client {
 namespace {
@@ -29,6 +30,19 @@ std::string ReadAll(std::istream& in) {
   std::string text{std::istreambuf_iterator<char>(in), {}};
   if (text.ends_with('\n')) text.pop_back();
   return text;
+}
+
+// A proto3 string must be UTF-8; the server could not even parse anything else.
+absl::Status SetText(std::string text, v1::GenerateRequest* request) {
+  for (size_t i = 0; i < text.size();) {
+    const size_t bytes = Utf8CharBytes(std::string_view(text).substr(i));
+    if (bytes == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("the prompt is not UTF-8 at byte ", i));
+    }
+    i += bytes;
+  }
+  request->set_text(std::move(text));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -124,18 +138,15 @@ absl::Status PromptFlags::Resolve(const std::vector<std::string>& positional, Io
   if (!prompt_file.empty()) {
     std::ifstream file(prompt_file, std::ios::binary);
     if (!file) return absl::NotFoundError("--prompt-file: cannot read " + prompt_file);
-    request->set_text(ReadAll(file));
-    return absl::OkStatus();
+    return SetText(ReadAll(file), request);
   }
   if (positional.size() == 1 && positional[0] != "-") {
-    request->set_text(positional[0]);
-    return absl::OkStatus();
+    return SetText(positional[0], request);
   }
   if (positional.empty() && io.in_tty) {
     return absl::InvalidArgumentError("no prompt: give an argument, --prompt-file or stdin");
   }
-  request->set_text(ReadAll(io.in));
-  return absl::OkStatus();
+  return SetText(ReadAll(io.in), request);
 }
 
 }  // namespace bough::client

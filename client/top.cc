@@ -65,7 +65,7 @@ int ShowOnce(Watcher& watcher, absl::Duration interval, Io& io) {
     io.err << "error: " << DescribeError(status) << "\n";
     return kExitError;
   }
-  io.out << TopFrame(now, before, io.out_tty);
+  io.out << TopFrame(now, before, {io.out_tty, SizeOf(1).columns});
   return kExitOk;
 }
 
@@ -101,7 +101,7 @@ int ShowLive(Watcher& watcher, absl::Duration interval, Io& io) {
     Snapshot now;
     const grpc::Status status = watcher.Look(&now);
     if (status.ok()) {
-      screen.Draw(TopFrame(now, before, /*color=*/true) + "\nq quits\n");
+      screen.Draw(TopFrame(now, before, {true, SizeOf(1).columns}) + "\nq quits\n");
       before = now;
     } else {
       screen.Draw("bough top: " + DescribeError(status) + "\n\nstill trying; q quits\n");

@@ -11,7 +11,9 @@
 namespace bough::client {
 namespace {
 
-constexpr int kKvBarWidth = 20, kLoadBarWidth = 30;
+constexpr int kLoadBarWidth = 30;
+// All columns of a group's line but its name and the KV bar.
+constexpr int kFixedWidth = 70;
 
 std::string Paint(const std::string& text, const char* escape, bool color) {
   return color ? absl::StrCat("\033[", escape, "m", text, "\033[0m") : text;
@@ -59,17 +61,24 @@ std::string Rate(const std::optional<double>& rate) {
 }
 
 // Blocks that running sequences read, then those that are only cached.
-std::string KvBar(const v1::Group& group) {
+std::string KvBar(const v1::Group& group, int width) {
   const double total = std::max(1, group.total_blocks());
   const int used = std::max(0, group.total_blocks() - group.free_blocks() - group.cached_blocks());
-  return absl::StrFormat("%s %3.0f%%",
-                         Bar(used / total, group.cached_blocks() / total, kKvBarWidth),
+  return absl::StrFormat("%s%4.0f%%", Bar(used / total, group.cached_blocks() / total, width),
                          100 * used / total);
 }
 
 bool Loading(const v1::GroupProgress& group) {
   return std::any_of(group.ranks().begin(), group.ranks().end(),
                      [](const v1::RankProgress& rank) { return rank.phase() != "ready"; });
+}
+
+void AddTo(v1::Group* total, const v1::Group& group) {
+  total->set_requests_running(total->requests_running() + group.requests_running());
+  total->set_requests_waiting(total->requests_waiting() + group.requests_waiting());
+  total->set_cached_blocks(total->cached_blocks() + group.cached_blocks());
+  total->set_prompt_tokens(total->prompt_tokens() + group.prompt_tokens());
+  total->set_cached_prompt_tokens(total->cached_prompt_tokens() + group.cached_prompt_tokens());
 }
 
 std::string Header(const Snapshot& now, bool color) {
@@ -123,16 +132,18 @@ std::string ReadyLine(const Snapshot& now) {
   return line;
 }
 
-std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before, bool color) {
-  std::string frame = Header(now, color) + "\n";
+std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before, FrameStyle style) {
   int name_width = 5;
   for (const v1::Group& group : now.groups.groups()) {
     name_width = std::max(name_width, static_cast<int>(group.name().size()));
   }
-  const std::string heading = absl::StrFormat(
-      "%-*s %-10s %-12s %5s %5s  %-27s %7s %6s %8s %7s", name_width, "GROUP", "STATE", "LAYOUT",
-      "RUN", "WAIT", "KV (# in use, : cached)", "CACHED", "HIT%", "TOK/S", "DRAIN");
-  frame += Paint(heading, "7", color) + "\n";
+  const int bar_width = std::clamp(style.columns - name_width - kFixedWidth, 5, 40);
+  const int kv_width = bar_width + 7;
+  std::string frame = Header(now, style.color) + "\n";
+  const std::string heading = absl::StrFormat("%-*s %-10s %-11s %4s %4s  %-*s %6s %5s %7s %6s",
+                                              name_width, "GROUP", "STATE", "LAYOUT", "RUN", "WAIT",
+                                              kv_width, "KV", "CACHED", "HIT%", "TOK/S", "DRAIN");
+  frame += Paint(heading, "7", style.color) + "\n";
 
   v1::Group total;
   std::optional<double> total_rate;
@@ -140,16 +151,12 @@ std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before,
   for (const v1::Group& group : now.groups.groups()) {
     const std::optional<double> rate = TokenRate(group, now.seconds, before);
     if (rate) total_rate = total_rate.value_or(0) + *rate;
-    total.set_requests_running(total.requests_running() + group.requests_running());
-    total.set_requests_waiting(total.requests_waiting() + group.requests_waiting());
-    total.set_cached_blocks(total.cached_blocks() + group.cached_blocks());
-    total.set_prompt_tokens(total.prompt_tokens() + group.prompt_tokens());
-    total.set_cached_prompt_tokens(total.cached_prompt_tokens() + group.cached_prompt_tokens());
+    AddTo(&total, group);
     const std::string state = absl::StrFormat("%-10s", StateName(group.state()));
-    absl::StrAppendFormat(&frame, "%-*s %s %-12s %5d %5d  %-27s %7d %6s %8s %7s\n", name_width,
-                          group.name(), Paint(state, StateColor(group.state()), color),
+    absl::StrAppendFormat(&frame, "%-*s %s %-11s %4d %4d  %s %6d %5s %7s %6s\n", name_width,
+                          group.name(), Paint(state, StateColor(group.state()), style.color),
                           Layout(group), group.requests_running(), group.requests_waiting(),
-                          KvBar(group), group.cached_blocks(),
+                          KvBar(group, bar_width), group.cached_blocks(),
                           Percent(group.cached_prompt_tokens(), group.prompt_tokens()), Rate(rate),
                           FormatSeconds(group.drain_seconds()));
     if (!group.last_error().empty()) {
@@ -157,14 +164,15 @@ std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before,
                       "\n");
     }
   }
-  absl::StrAppendFormat(
-      &frame, "%-*s %-10s %-12s %5d %5d  %-27s %7d %6s %8s\n", name_width, "total", "", "",
-      total.requests_running(), total.requests_waiting(), "", total.cached_blocks(),
-      Percent(total.cached_prompt_tokens(), total.prompt_tokens()), Rate(total_rate));
+  absl::StrAppendFormat(&frame, "%-*s %-10s %-11s %4d %4d  %-*s %6d %5s %7s\n", name_width, "total",
+                        "", "", total.requests_running(), total.requests_waiting(), kv_width,
+                        "# in use  : cached", total.cached_blocks(),
+                        Percent(total.cached_prompt_tokens(), total.prompt_tokens()),
+                        Rate(total_rate));
   if (const std::string loading = LoadLines(now.progress); !loading.empty()) {
     absl::StrAppend(&frame, "\n", loading);
   }
-  if (!errors.empty()) absl::StrAppend(&frame, "\n", Paint(errors, "31", color));
+  if (!errors.empty()) absl::StrAppend(&frame, "\n", Paint(errors, "31", style.color));
   return frame;
 }
 

@@ -16,9 +16,13 @@ struct Snapshot {
   v1::GetLoadProgressResponse progress;
 };
 
-// Rates are those between `before` and `now`; "-" without a `before`. Lines end with newlines. With
-// `color`, terminal escapes stand around states and headings.
-std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before, bool color);
+struct FrameStyle {
+  bool color = false;  // terminal escapes stand around states and headings
+  int columns = 80;    // what is left of it is the KV bar's
+};
+
+// Rates are those between `before` and `now`; "-" without a `before`. Lines end with newlines.
+std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before, FrameStyle style);
 
 // "g0 rank 1  [#####.....]  52% weights 20.1 MB / 38.4 MB", one line per rank of the groups that
 // are still loading.

@@ -116,9 +116,9 @@ TEST_F(RequestFlagsTest, RepeatStopStringsWithCommasInThem) {
 }
 
 TEST_F(RequestFlagsTest, SplitStopTokenIdsAndBiasesAtCommas) {
-  ASSERT_TRUE(flags_.Parse({"--stop-token-ids=5,17", "--stop-token-ids", "9",
-                            "--logit-bias=3:-100,4:1.5"})
-                  .ok());
+  ASSERT_TRUE(
+      flags_.Parse({"--stop-token-ids=5,17", "--stop-token-ids", "9", "--logit-bias=3:-100,4:1.5"})
+          .ok());
   EXPECT_THAT(request_.stop().stop_token_ids(), ElementsAre(5, 17, 9));
   ASSERT_EQ(request_.sampling().logit_bias_size(), 2);
   EXPECT_EQ(request_.sampling().logit_bias(0).bias(), -100);

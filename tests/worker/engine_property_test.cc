@@ -124,7 +124,7 @@ class Trace {
 
 TEST(EngineProperty, EveryTokenIsThatOfAnUndisturbedRun) {
   Totals totals;
-  for (uint32_t seed = 0; seed < 3000 && !HasFailure(); ++seed) {
+  for (uint32_t seed = 0; seed < 2000 && !HasFailure(); ++seed) {
     SCOPED_TRACE(seed);
     Trace(seed).Run(&totals);
   }

@@ -15,6 +15,7 @@ from torch import nn
 
 kShortSeq, kLongSeq = 1024, 4096
 kLongShare = 0.18  # the last part of the training time, at kLongSeq
+kProbe = ("r-cran-janeaustenr", "anarchism", "endless-sky-data", "python-django-doc")
 kAuxLoss, kRouterZLoss, kLogitZLoss = 0.01, 1e-3, 1e-5
 
 
@@ -34,8 +35,9 @@ def rotate(x, cos, sin):  # [batch, heads, seq, head_dim]
 
 
 class Layer(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, dropout):
         super().__init__()
+        self.drop = nn.Dropout(dropout)
         h, d, inter, e = c["hidden_size"], c["head_dim"], c["intermediate_size"], c["num_local_experts"]
         self.c = c
         out_std = 0.02 / math.sqrt(2 * c["num_hidden_layers"])
@@ -77,24 +79,25 @@ class Layer(nn.Module):
 
     def forward(self, x, cos, sin):
         eps = self.c["rms_norm_eps"]
-        x = x + self.attention(rms_norm(x, self.attn_norm, eps), cos, sin)
+        x = x + self.drop(self.attention(rms_norm(x, self.attn_norm, eps), cos, sin))
         y, aux, load = self.moe(rms_norm(x, self.moe_norm, eps))
-        return x + y, aux, load
+        return x + self.drop(y), aux, load
 
 
 class DemoModel(nn.Module):
-    def __init__(self, c, dtype=torch.bfloat16):
+    def __init__(self, c, dropout=0.0, dtype=torch.bfloat16):
         super().__init__()
+        self.drop = nn.Dropout(dropout)
         self.c, self.dtype = c, dtype
         self.embed = nn.Parameter(0.02 * torch.randn(c["vocab_size"], c["hidden_size"]))
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c["num_hidden_layers"]))
+        self.layers = nn.ModuleList(Layer(c, dropout) for _ in range(c["num_hidden_layers"]))
         self.norm = nn.Parameter(torch.ones(c["hidden_size"]))
         self.head = nn.Parameter(0.02 * torch.randn(c["vocab_size"], c["hidden_size"]))
 
     def forward(self, ids):
         """Logits [batch, seq, vocab], auxiliary loss, share of tokens per expert [layers, experts]."""
         cos, sin = rope_tables(ids.shape[1], self.c["head_dim"], self.c["rope_theta"], ids.device)
-        x, total, loads = F.embedding(ids, self.embed).to(self.dtype), 0.0, []
+        x, total, loads = self.drop(F.embedding(ids, self.embed).to(self.dtype)), 0.0, []
         for layer in self.layers:
             x, aux, load = layer(x, cos, sin)
             total = total + aux
@@ -181,7 +184,7 @@ def nats(model, docs, device):
 
 
 @torch.no_grad()
-def sample(model, tokenizer, prompt, device, seed, count=180, temperature=0.75, top_p=0.95):
+def sample(model, tokenizer, prompt, device, seed, count=180, temperature=0.7, top_p=0.95):
     ids, generator = [1] + tokenizer.encode(prompt), torch.Generator(device).manual_seed(seed)
     start = len(ids)
     while len(ids) < start + count:
@@ -201,12 +204,12 @@ def train(args, config, corpus, prompts):
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     tokenizer = spm.SentencePieceProcessor(str(args.cache / "tokenizer.model"))
-    model = DemoModel(config).to(device)
+    model = DemoModel(config, args.dropout).to(device)
     matrices = [p for layer in model.layers for p in (layer.q, layer.k, layer.v, layer.o, layer.w1, layer.w2, layer.w3)]
     muon = Muon(matrices, weight_decay=0.1)
     ids = {id(p) for p in matrices}
     adam = torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], lr=args.adam_lr,
-                             betas=(0.9, 0.95), weight_decay=0.01, fused=device == "cuda")
+                             betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda")
     loss_of = torch.compile(model.loss, dynamic=False) if device == "cuda" else model.loss
     source = corpus.batches(args.batch)
 
@@ -235,18 +238,24 @@ def train(args, config, corpus, prompts):
         muon.step(args.muon_lr * rate, min(0.95, 0.85 + 0.1 * step / 300))
         model.zero_grad()
         step, tokens = step + 1, tokens + args.batch
-        if step % 50 == 0 or step in (1, 5, 20):
+        if step % 400 == 0:
+            model.eval()
+            probe = {name: nats(model, docs[:20], device) / math.log(2) for name, (docs, _) in corpus.heldout.items() if name in kProbe}
+            print("held out", {k: round(v / sum(len(d) for d in corpus.heldout[k][0][:20]), 3) for k, v in probe.items()}, "bits/token")
+            model.train()
+        if step % 100 == 0 or step in (1, 5, 20):
             print(f"step {step} {progress:.3f} seq {seq} nll {nll.item():.4f} load {loads.min():.3f}-{loads.max():.3f} "
                   f"{tokens / (time.time() - begin) / 1e6:.2f} M tok/s", flush=True)
     seconds = time.time() - begin
     finish(args, config, model, corpus, tokenizer, prompts, device, dict(
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu", steps=step, tokens=tokens,
-        unique_tokens=corpus.unique_tokens, train_seconds=round(seconds, 1), muon_lr=args.muon_lr, adam_lr=args.adam_lr,
+        unique_tokens=corpus.unique_tokens, train_seconds=round(seconds, 1), muon_lr=args.muon_lr, adam_lr=args.adam_lr, dropout=args.dropout,
         expert_load=[[round(x, 3) for x in row] for row in loads.tolist()]))
 
 
 def finish(args, config, model, corpus, tokenizer, prompts, device, report):
     """Exports first, then measures what was exported: the model is reloaded with the rounded weights."""
+    model.eval()
     weights = model.published()
     write_folder(args.out, config, weights)
     with torch.no_grad():

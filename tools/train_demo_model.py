@@ -4,7 +4,7 @@
     python3 demo_corpus.py CACHE                       # documents
     python3 train_demo_model.py tokenizer CACHE        # CACHE/tokenizer.model (CPU, minutes)
     python3 train_demo_model.py train CACHE OUT        # one GPU, --seconds of wall time
-    python3 train_demo_model.py heldout CACHE OUT      # OUT/heldout.txt (CPU)
+    python3 train_demo_model.py folder CACHE OUT       # OUT's other files: tokenizer, heldout.txt (CPU)
 
 `train` reads CACHE/corpus.jsonl (or .xz), writes the folder's files and OUT/training.json: figures,
 samples as they came, and logits of the exported weights for make_golden.py's comparison.
@@ -13,9 +13,9 @@ The learning rate follows the clock rather than a step count, so a run fits its 
 import argparse
 import json
 import lzma
-import math
 import pathlib
 import random
+import shutil
 import threading
 import time
 
@@ -62,7 +62,7 @@ CHAT_TEMPLATE = """{%- if messages[0]['role'] == 'system' %}
 """
 PROMPTS = [
     "It was a fine morning in the spring, and",
-    "The old man looked at her for a long time before he answered.",
+    "The old man looked at her for a long time, and then he said,",
     "A computer network is",
     "And it came to pass in those days, that",
     "To install the package, you need to",
@@ -211,10 +211,28 @@ def write_heldout(cache, out):
     (out / "heldout.txt").write_text("\n\n".join(parts) + "\n")
 
 
+def write_tokenizer_files(cache, out):
+    shutil.copyfile(cache / "tokenizer.model", out / "tokenizer.model")
+    marks = {"<unk>": kUnk, "<s>": kBos, "</s>": kEos}
+    added = {str(i): {"content": mark, "lstrip": False, "normalized": False, "rstrip": False,
+                      "single_word": False, "special": True} for mark, i in marks.items()}
+    files = {
+        "generation_config.json": {"_from_model_config": True, "bos_token_id": kBos, "eos_token_id": kEos},
+        "tokenizer_config.json": {
+            "add_bos_token": True, "add_eos_token": False, "added_tokens_decoder": added,
+            "additional_special_tokens": [], "bos_token": "<s>", "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False, "eos_token": "</s>", "legacy": True,
+            "model_max_length": CONFIG["max_position_embeddings"], "pad_token": None, "sp_model_kwargs": {},
+            "spaces_between_special_tokens": False, "tokenizer_class": "LlamaTokenizer",
+            "unk_token": "<unk>", "use_default_system_prompt": False}}
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("tokenizer", "train", "heldout"):
+    for name in ("tokenizer", "train", "folder"):
         command = commands.add_parser(name)
         command.add_argument("cache", type=pathlib.Path)
         if name != "tokenizer":
@@ -224,10 +242,12 @@ def main():
             command.add_argument("--batch", type=int, default=131072, help="tokens per step")
             command.add_argument("--muon-lr", type=float, default=0.02)
             command.add_argument("--adam-lr", type=float, default=3e-3)
+            command.add_argument("--dropout", type=float, default=0.1, help="passes repeat; the model must not")
     args = parser.parse_args()
     if args.command == "tokenizer":
         train_tokenizer(args.cache)
-    elif args.command == "heldout":
+    elif args.command == "folder":
+        write_tokenizer_files(args.cache, args.out)
         write_heldout(args.cache, args.out)
     else:
         from demo_model import train

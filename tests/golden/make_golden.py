@@ -31,6 +31,7 @@ DEMO = HERE.parent.parent / "models" / "demo"
 kMinGap = 1e-4
 kTinyLengths = (1, 7, 70, 130)
 kTinyGreedy = 32
+kDemoGreedy = 64
 
 TINY = {
     # Nothing is a power of two: 3 query heads on 1 KV head, 5 experts.
@@ -161,11 +162,96 @@ def make_tiny():
         print(f"{name}: logits std {std:.2f}, smallest gap {smallest:.1e}")
 
 
+def heldout_prompts(tokenizer, lengths):
+    """BOS + consecutive stretches of the model's held-out text, one per length."""
+    ids = tokenizer.encode((DEMO / "heldout.txt").read_text())
+    start = 0
+    for length in lengths:
+        yield [1] + ids[start:start + length - 1]
+        start += 1400
+
+
+@torch.inference_mode()
+def make_demo():
+    import sentencepiece
+    tokenizer = sentencepiece.SentencePieceProcessor(str(DEMO / "tokenizer.model"))
+    model = load(DEMO)
+    prompts = list(heldout_prompts(tokenizer, (1, 2, 5, 17, 64, 65, 150, 300)))
+    logits = torch.stack([model(torch.tensor([p]), use_cache=False).logits[0, -1] for p in prompts])
+    save_file({"logits": logits.contiguous()}, HERE / "demo.safetensors")
+    lengths = torch.linspace(5, 200, 32).int().tolist()
+    spare = heldout_prompts(tokenizer, lengths + [40] * 3)
+    greedy_prompts, greedy_tokens, smallest = [], [], float("inf")
+    for prompt in spare:
+        if len(greedy_prompts) == 32:
+            break
+        tokens, g = greedy(model, prompt, kDemoGreedy)
+        if g >= kMinGap:
+            greedy_prompts.append(prompt)
+            greedy_tokens.append(tokens)
+            smallest = min(smallest, g)
+    assert len(greedy_prompts) == 32
+    content = {"logits": {"prompts": prompts}, "greedy": {"prompts": greedy_prompts, "tokens": greedy_tokens}}
+    (HERE / "demo.json").write_text(json.dumps(content) + "\n")
+    print(f"demo: smallest gap {smallest:.1e}")
+
+
+STRINGS = [
+    "", " ", "  ", "\n", "\n\n", "\t", "a", "A", "Hello", " Hello", "Hello ", "  Hello  ", "Hello, world!",
+    "hello world", "HELLO WORLD", "The quick brown fox jumps over the lazy dog.", "Hello\nworld", "Hello\n\nworld\n",
+    "\r\nwindows\r\n", "one\ttwo", "   three leading", "trailing three   ", "in   the   middle", "don't", "it's 'quoted'",
+    '"double"', "semi;colon:comma,", "0", "42", "1234567890", "3.14159", "1,000,000", "2026-11-22", "v1.2.3-rc4",
+    "café", "naïve façade", "Ünïcödé", "Straße", "Привет, мир", "你好，世界", "こんにちは", "مرحبا", "שלום", "नमस्ते",
+    "😀", "Hi 😀!", "👨‍👩‍👧‍👦", "e\u0301 combining", "\u00a0nbsp", "zero\u200bwidth", "“curly” ‘quotes’ — dash…",
+    "<s>", "</s>", "<unk>", "<s> text </s>", "<0x0A>", "[INST] hi [/INST]", "▁", "x = {a[0] | b & ~c}; // code",
+    "In the beginning God created the heaven and the earth. " * 3]
+CONVERSATIONS = [
+    [("user", "Hello!")],
+    [("user", "What is a violin?")],
+    [("user", "Hello!"), ("assistant", "Hi. What would you like to know?"), ("user", "What is a lighthouse?")],
+    [("system", "You are a helpful assistant."), ("user", "Who are you?")],
+    [("system", "Answer briefly."), ("user", "Define river."), ("assistant", "A river is a large stream."), ("user", "Thanks!")],
+    [("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "Goodbye!")],
+    [("user", "Two\nlines\n\nand 😀 Straße 123")],
+    [("system", "Système."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "[INST] e [/INST]")],
+]
+
+
+def chat_ids(tokenizer, messages):
+    """Mixtral-8x7B-Instruct's rule, a turn at a time; each piece of text is encoded by itself, so that
+    the tokenizer's dummy prefix supplies the space which the published template writes before it:
+        <s>  then for every turn   encode("[INST] " + user + " [/INST]")   or   encode(assistant) </s>
+    A leading system message joins the first user message: system + "\\n\\n" + user. Marks such as "<s>"
+    inside a message are plain text. An assistant turn at the end is closed with </s> too.
+    """
+    ids, system = [tokenizer.bos_id()], ""
+    for role, content in messages:
+        if role == "system":
+            system = content + "\n\n"
+        elif role == "user":
+            ids += tokenizer.encode(f"[INST] {system}{content} [/INST]")
+            system = ""
+        else:
+            ids += tokenizer.encode(content) + [tokenizer.eos_id()]
+    return ids
+
+
+def make_tokenizer():
+    import sentencepiece
+    tokenizer = sentencepiece.SentencePieceProcessor(str(DEMO / "tokenizer.model"))
+    assert len(STRINGS) == 60 and len(CONVERSATIONS) == 8
+    strings = [{"text": s, "ids": tokenizer.encode(s), "decoded": tokenizer.decode(tokenizer.encode(s))} for s in STRINGS]
+    chats = [{"messages": [{"role": r, "content": c} for r, c in m], "ids": chat_ids(tokenizer, m)} for m in CONVERSATIONS]
+    content = {"strings": strings, "chats": chats}
+    (HERE / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    print("tokenizer:", sum(s["decoded"] == s["text"] for s in strings), "of 60 strings decode to themselves")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", nargs="+", choices=("tiny", "demo", "tokenizer"))
     for what in parser.parse_args().what:
-        {"tiny": make_tiny, "demo": None, "tokenizer": None}[what]()
+        {"tiny": make_tiny, "demo": make_demo, "tokenizer": make_tokenizer}[what]()
 
 
 if __name__ == "__main__":

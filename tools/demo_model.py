@@ -174,11 +174,11 @@ def schedule(progress):
 
 
 @torch.no_grad()
-def nats(model, docs, device):
-    """Sum of -log p over a stream of documents, in windows of kLongSeq, and the number of targets."""
+def nats(model, docs, device, window=kLongSeq):
+    """Sum of -log p over a stream of documents, in windows of `window` tokens."""
     stream, total = np.concatenate(docs).astype(np.int64), 0.0
-    for i in range(0, len(stream) - 1, kLongSeq):
-        ids = torch.from_numpy(stream[i:i + kLongSeq + 1]).to(device)[None]
+    for i in range(0, len(stream) - 1, window):
+        ids = torch.from_numpy(stream[i:i + window + 1]).to(device)[None]
         total += F.cross_entropy(model(ids[:, :-1])[0].float()[0], ids[0, 1:], reduction="sum").item()
     return total
 
@@ -240,8 +240,9 @@ def train(args, config, corpus, prompts):
         step, tokens = step + 1, tokens + args.batch
         if step % 400 == 0:
             model.eval()
-            probe = {name: nats(model, docs[:20], device) / math.log(2) for name, (docs, _) in corpus.heldout.items() if name in kProbe}
-            print("held out", {k: round(v / sum(len(d) for d in corpus.heldout[k][0][:20]), 3) for k, v in probe.items()}, "bits/token")
+            for name in kProbe:
+                docs = corpus.heldout[name][0][:20]
+                print(f"held out, nats/token: {name} {nats(model, docs, device, seq) / sum(map(len, docs)):.3f}")
             model.train()
         if step % 100 == 0 or step in (1, 5, 20):
             print(f"step {step} {progress:.3f} seq {seq} nll {nll.item():.4f} load {loads.min():.3f}-{loads.max():.3f} "

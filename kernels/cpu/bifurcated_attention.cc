@@ -23,7 +23,7 @@ class Bifurcated {
   void Run() {
     const int num_shared = p_.num_groups * p_.num_kv_heads;
     const int num_own = p_.num_seqs * p_.num_kv_heads;
-#pragma omp parallel if (WorthThreads(NumFlops()))
+#pragma omp parallel if (WorthThreads(num_own, NumFlops()))
     {
 #pragma omp for schedule(dynamic)
       for (int i = 0; i < num_shared; ++i) AttendShared(i / p_.num_kv_heads, i % p_.num_kv_heads);

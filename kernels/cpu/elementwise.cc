@@ -80,7 +80,7 @@ void RopeAppendTokens(const RopeAppendParams& p) {
   const std::vector<float> inv_freq = InverseFrequencies(p.rope_theta, p.head_dim);
   const int64_t row_size = (p.num_heads + 2 * p.num_kv_heads) * p.head_dim;
   // A sine and a cosine for each of the head_dim/2 angles cost about 64 FLOPs' time.
-#pragma omp parallel for if (WorthThreads(64.0 * p.num_tokens * p.head_dim / 2))
+#pragma omp parallel for if (WorthThreads(p.num_tokens, 64.0 * p.num_tokens * p.head_dim / 2))
   for (int t = 0; t < p.num_tokens; ++t) {
     float* q = static_cast<float*>(p.qkv) + t * row_size;
     const float* k = q + p.num_heads * p.head_dim;
@@ -112,7 +112,7 @@ void Embedding(const EmbeddingParams& p) {
 void AddRmsNorm(const AddRmsNormParams& p) {
   CheckIsF32(p.dtype);
   const float* weight = static_cast<const float*>(p.weight);
-#pragma omp parallel for if (WorthThreads(4.0 * p.num_tokens * p.hidden_size))
+#pragma omp parallel for if (WorthThreads(p.num_tokens, 4.0 * p.num_tokens * p.hidden_size))
   for (int t = 0; t < p.num_tokens; ++t) {
     const int64_t row = int64_t{t} * p.hidden_size;
     float* residual = static_cast<float*>(p.residual) + row;
@@ -142,7 +142,7 @@ void RopeAppend(const RopeAppendParams& p) {
 
 void SiluMul(const SiluMulParams& p) {
   CheckIsF32(p.dtype);
-#pragma omp parallel for if (WorthThreads(20.0 * p.num_tokens * p.size))
+#pragma omp parallel for if (WorthThreads(p.num_tokens, 20.0 * p.num_tokens * p.size))
   for (int t = 0; t < p.num_tokens; ++t) {
     const float* gate = static_cast<const float*>(p.gate_up) + int64_t{t} * 2 * p.size;
     const float* up = gate + p.size;

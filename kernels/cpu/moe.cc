@@ -53,7 +53,8 @@ void MoeRoute(const MoeRouteParams& p) {
 
 void MoeCombine(const MoeCombineParams& p) {
   CHECK(p.dtype == DType::kF32) << "is " << Name(p.dtype) << ", the CPU takes f32";
-#pragma omp parallel for if (WorthThreads(2.0 * p.num_tokens * p.top_k * p.hidden_size))
+#pragma omp parallel for if (WorthThreads(p.num_tokens, \
+                                          2.0 * p.num_tokens * p.top_k * p.hidden_size))
   for (int t = 0; t < p.num_tokens; ++t) {
     float* out = static_cast<float*>(p.out) + int64_t{t} * p.hidden_size;
     std::fill_n(out, p.hidden_size, 0.0f);

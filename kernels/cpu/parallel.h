@@ -9,8 +9,8 @@ namespace bough::cpu {
 // Waking the threads costs a few microseconds, about what one core needs for this many FLOPs.
 constexpr double kMinParallelFlops = 5e5;
 
-inline bool WorthThreads(double flops) {
-  return flops >= kMinParallelFlops && omp_get_max_threads() > 1;
+inline bool WorthThreads(int num_tasks, double flops) {
+  return num_tasks > 1 && flops >= kMinParallelFlops && omp_get_max_threads() > 1;
 }
 
 }  // namespace bough::cpu

@@ -1,15 +1,14 @@
 // Measures the CPU kernels at the demo model's shapes against this machine's own ceilings:
 //
-//   bench-kernels-cpu [--out=bench/results/cpu/kernels.json]
+//   bench-kernels-cpu [--threads=2] [--out=bench/results/cpu/kernels.json]
 //
 // A case's floor is max(bytes / read ceiling, FLOPs / FMA ceiling); the best of several runs
 // counts. Weights and caches are larger than the last-level cache in sum, so each run reads memory.
-#include <omp.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -20,10 +19,13 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "bench/results.h"
+#include "common/check.h"
 #include "kernels/attention.h"
+#include "kernels/cpu/parallel.h"
 #include "kernels/gemm.h"
 #include "kernels/sampling.h"
 
+ABSL_FLAG(int, threads, 0, "threads of the kernels; 0 = one per core");
 ABSL_FLAG(std::string, out, "", "path of the JSON file; empty: print only");
 
 namespace bough {
@@ -54,13 +56,15 @@ double BestSeconds(const std::function<void(int)>& run) {
 
 using F32x8 = float __attribute__((vector_size(32)));
 
+constexpr double kManyFlops = 1e9;  // always worth threads
+
 // All threads, 12 chains of fused multiply-adds each.
 double MeasureGflops() {
-  constexpr int kChains = 12, kSteps = 2'000'000;
-  std::vector<float> sink(omp_get_max_threads());
+  constexpr int kChains = 12, kSteps = 20'000, kTasksPerThread = 100;
+  const int num_tasks = kTasksPerThread * cpu::NumThreads();
+  std::vector<float> sink(num_tasks);
   const double seconds = BestSeconds([&](int run) {
-#pragma omp parallel
-    {
+    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
       F32x8 acc[kChains], x = {}, y = {};
       x += 0.999f + static_cast<float>(run) * 1e-9f;
       y += 1e-3f;
@@ -70,37 +74,36 @@ double MeasureGflops() {
       }
       F32x8 sum = {};
       for (F32x8& a : acc) sum += a;
-      sink[omp_get_thread_num()] = sum[0];
-    }
+      sink[task] = sum[0];
+    });
   });
-  if (std::accumulate(sink.begin(), sink.end(), 0.0f) == 0.5f) std::puts("");  // keeps the loop
-  return 2.0 * 8 * kChains * kSteps * omp_get_max_threads() / seconds * 1e-9;
+  CHECK_NE(std::accumulate(sink.begin(), sink.end(), 0.0f), 0) << "keeps the loop";
+  return 2.0 * 8 * kChains * kSteps * num_tasks / seconds * 1e-9;
 }
 
-// All threads read a buffer larger than the caches.
+// All threads read a buffer larger than the caches, 1 MiB a task.
 double MeasureReadGbps() {
-  std::vector<float> buffer(kWorkingSetBytes / sizeof(float), 1.0f);
-  const int64_t size = static_cast<int64_t>(buffer.size());
-  float sink = 0;
+  constexpr int64_t kTaskFloats = 1 << 18;
+  const int num_tasks = kWorkingSetBytes / (kTaskFloats * sizeof(float));
+  const std::vector<float> buffer(num_tasks * kTaskFloats, 1.0f);
+  std::vector<float> sink(num_tasks);
   const double seconds = BestSeconds([&](int) {
-    F32x8 total = {};
-#pragma omp parallel
-    {
+    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
       F32x8 sum[8] = {};
-#pragma omp for nowait
-      for (int64_t i = 0; i < size; i += 64) {
+      const float* p = &buffer[task * kTaskFloats];
+      for (int64_t i = 0; i < kTaskFloats; i += 64) {
         for (int j = 0; j < 8; ++j) {
-          sum[j] +=
-              *reinterpret_cast<const F32x8*>(__builtin_assume_aligned(&buffer[i + j * 8], 16));
+          F32x8 v;
+          std::memcpy(&v, p + i + j * 8, sizeof(v));
+          sum[j] += v;
         }
       }
-#pragma omp critical
-      for (const F32x8& s : sum) total += s;
-    }
-    sink += total[0];
+      for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+      sink[task] = sum[0][0];
+    });
   });
-  if (sink == 0.5f) std::puts("");
-  return static_cast<double>(size) * sizeof(float) / seconds * 1e-9;
+  CHECK_EQ(sink[0], kTaskFloats / 8.0f) << "keeps the loop";
+  return static_cast<double>(buffer.size()) * sizeof(float) / seconds * 1e-9;
 }
 
 std::vector<float> RandomFloats(int64_t size) {
@@ -122,7 +125,7 @@ class Bench {
  public:
   Bench() {
     results_.scenario = "kernels";
-    results_.device = absl::StrCat(CpuName(), ", ", omp_get_max_threads(), " threads");
+    results_.device = absl::StrCat(CpuName(), ", ", cpu::NumThreads(), " threads");
     gflops_ = results_.ceilings["fma_gflops"] = MeasureGflops();
     gbps_ = results_.ceilings["read_gbps"] = MeasureReadGbps();
     std::printf("%s: %.1f GFLOP/s, %.1f GB/s\n\n%-32s %10s %10s %7s %9s %8s\n",
@@ -277,6 +280,7 @@ class Bench {
 };
 
 int Main() {
+  if (absl::GetFlag(FLAGS_threads) > 0) cpu::SetNumThreads(absl::GetFlag(FLAGS_threads));
   Bench bench;
   for (int m : {1, 4, 16, 64, 512}) {
     bench.Gemm("qkv", m, (kNumHeads + 2 * kNumKvHeads) * kHeadDim, kHidden);

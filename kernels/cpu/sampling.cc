@@ -162,12 +162,10 @@ void WriteLogprobs(const SampleParams& p, int r) {
 void Sample(const SampleParams& p) {
   CHECK(p.num_rows == 0 || p.vocab_size > 0);
   // A row costs two logarithms and a Philox block per token, about 200 FLOPs' time.
-#pragma omp parallel for schedule( \
-    dynamic) if (WorthThreads(p.num_rows, 200.0 * p.num_rows * p.vocab_size))
-  for (int r = 0; r < p.num_rows; ++r) {
+  ParallelFor(p.num_rows, 200.0 * p.num_rows * p.vocab_size, [&](int r) {
     p.tokens[r] = ChooseToken(p, p.rows[r]);
     if (p.rows[r].num_logprobs >= 0) WriteLogprobs(p, r);
-  }
+  });
 }
 
 }  // namespace bough::cpu

@@ -3,6 +3,10 @@
 //   o_i = softmax(q_i K^T * sm_scale) V     over the keys that query i may see
 //
 // b = sequences, g = num_kv_heads, k = head_dim, m_c / m_d = shared / private length.
+//
+// The CPU twins give a query the same bits whether it is decoded, prefilled in chunks of any size or
+// bifurcated, whatever else is in the batch. They take f32 q and o, an f32 or bf16 cache, and a
+// head_dim that is a multiple of 8.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +40,7 @@ struct PagedAttentionParams {
 // [0, prefix_len) is read once for all its rows, each row's own part [prefix_len, seqlen) by itself, and
 // the two softmax states are merged; exact up to rounding. KV bytes fall from 2 g k b (m_c + m_d) to
 // 2 g k (m_c + b m_d)  [bifurcated attention, arXiv 2403.08845, sec. 4.3].
+// The shared part is found through the group's first row: the other rows' entries for it are not read.
 // No sliding window: a batch with one takes PagedAttention.
 struct BifurcatedAttentionParams {
   const void* q = nullptr;                // rows of q_stride elements, [num_seqs, num_heads, head_dim]

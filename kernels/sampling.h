@@ -5,7 +5,8 @@
 // top-p, min-p; then argmax (temperature 0) or a draw by the Gumbel-max rule
 //   token = argmax_v (logit_v / temperature - log(-log u_v)),  u_v = Philox(seed, choice, position, v)
 // which needs no sort and no cumulative sum, and depends on nothing but the row.
-// Philox4x32-10: Salmon et al., SC'11. Ties go to the lower token id.
+// Philox4x32-10: Salmon et al., SC'11 (philox.h). Ties go to the lower token id. A NaN logit is never
+// chosen; where every token is banned, the answer is token 0.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,173 @@
+// Softmax attention, one chunk of keys at a time. The state of a query after some of its keys is
+//
+//   m = max_j s_j    l = sum_j e^(s_j - m)    o = sum_j e^(s_j - m) v_j        s_j = sm_scale q .
+//   k_j
+//
+// with the empty state m = -inf, l = 0, o = 0. Two states over disjoint keys merge into
+//
+//   m = max(m1, m2)    l = l1 e^(m1 - m) + l2 e^(m2 - m)    o likewise
+//
+// (arXiv 1805.02867), and the answer is o / l. `Attend` merges the next chunk's state into each
+// row's. A row's bits depend on its own query, its own keys and where the cache's blocks divide
+// them; not on the rows beside it. So decode, chunked prefill and the shared part of a group agree
+// bit by bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/dot_tile.h"
+#include "kernels/cpu/simd.h"
+
+namespace bough::cpu {
+
+constexpr int kTileRows =
+    32;  // rows attending together: each K and V chunk is loaded for all of them
+constexpr int kChunkKeys = 64;  // of one head: 32 KiB of bf16 K and V at head_dim 128
+
+// One query of one head, on its way through the keys.
+struct AttendingRow {
+  const float* q = nullptr;  // [head_dim]
+  float* o = nullptr;        // [head_dim]; the state's o until `Finish`
+  int begin = 0, end = 0;    // it sees the keys at positions [begin, end)
+  float m = -std::numeric_limits<float>::infinity();
+  float l = 0;
+};
+
+inline void Start(AttendingRow& row, int head_dim) { std::fill_n(row.o, head_dim, 0.0f); }
+
+// A row without keys gives 0.
+inline void Finish(AttendingRow& row, int head_dim) {
+  const float scale = row.l > 0 ? 1.0f / row.l : 0.0f;
+  for (int d = 0; d < head_dim; ++d) row.o[d] *= scale;
+}
+
+// Turns scores[begin, end) into e^(s - m), and m, l, o to the new m. Keys outside stay untouched.
+inline void AbsorbScores(AttendingRow& row, float* scores, int begin, int end, float sm_scale,
+                         int head_dim) {
+  float m = row.m;
+  for (int j = begin; j < end; ++j) {
+    scores[j] *= sm_scale;
+    m = std::max(m, scores[j]);
+  }
+  if (m > row.m) {
+    const float correction = std::exp(row.m - m);  // 0 for the empty state
+    row.m = m;
+    row.l *= correction;
+    for (int d = 0; d < head_dim; ++d) row.o[d] *= correction;
+  }
+  F32x8 sum = {};
+  for (int j = begin; j < end; j += kLanes) {
+    const int count = std::min(kLanes, end - j);
+    const F32x8 p = Exp(LoadPartial(scores + j, count) - m);
+    StorePartial(scores + j, p, count);
+    sum += LoadPartial(scores + j, count);
+  }
+  row.l += Sum(sum);
+}
+
+// o[r] += sum_j p[r][j] v[j] for j in [begin, end), ascending, R rows and D vectors of head_dim.
+template <int R, int D, typename T>
+inline void AccumulateTile(AttendingRow* rows, const float* p, const T* v, int begin, int end,
+                           int head_dim, int d) {
+  F32x8 o[R][D];
+  for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < D; ++i) o[r][i] = Load(rows[r].o + d + i * kLanes);
+  }
+  for (int j = begin; j < end; ++j) {
+    F32x8 vj[D];
+    for (int i = 0; i < D; ++i) vj[i] = Load(v + int64_t{j} * head_dim + d + i * kLanes);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < D; ++i) o[r][i] += p[r * kChunkKeys + j] * vj[i];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < D; ++i) Store(rows[r].o + d + i * kLanes, o[r][i]);
+  }
+}
+
+template <int R, typename T>
+inline void Accumulate(AttendingRow* rows, const float* p, const T* v, int begin, int end,
+                       int head_dim) {
+  constexpr int kVectors = R <= 2 ? 4 : 2;
+  int d = 0;
+  for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
+    AccumulateTile<R, kVectors>(rows, p, v, begin, end, head_dim, d);
+  }
+  for (; d + kLanes <= head_dim; d += kLanes) {
+    AccumulateTile<R, 1>(rows, p, v, begin, end, head_dim, d);
+  }
+}
+
+// As Accumulate, but row r takes only its own keys [begin[r], end[r]): what all R rows see
+// together, what one sees before and after by itself. A masked key is never multiplied.
+template <int R, typename T>
+inline void AccumulateRagged(AttendingRow* rows, const float* p, const T* v, const int* begin,
+                             const int* end, int head_dim) {
+  const int common_begin = *std::max_element(begin, begin + R);
+  const int common_end = std::max(common_begin, *std::min_element(end, end + R));
+  for (int r = 0; r < R; ++r) {
+    Accumulate<1>(rows + r, p + r * kChunkKeys, v, begin[r], std::min(end[r], common_begin),
+                  head_dim);
+  }
+  Accumulate<R>(rows, p, v, common_begin, common_end, head_dim);
+  for (int r = 0; r < R; ++r) {
+    Accumulate<1>(rows + r, p + r * kChunkKeys, v, std::max(begin[r], common_end), end[r],
+                  head_dim);
+  }
+}
+
+// Keys of one head at positions [first_key, first_key + num_keys), contiguous in the cache.
+template <typename T>
+struct KeyChunk {
+  const T* k;  // [num_keys, head_dim]
+  const T* v;  // as k
+  int first_key;
+  int num_keys;  // <= kChunkKeys
+};
+
+// Each row takes the keys of the chunk that it sees. num_rows <= kTileRows.
+template <typename T>
+inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, int head_dim,
+                   float sm_scale) {
+  const float* q[kTileRows];
+  int begin[kTileRows], end[kTileRows];  // within the chunk
+  int first = chunk.num_keys, last = 0;
+  for (int r = 0; r < num_rows; ++r) {
+    q[r] = rows[r].q;
+    begin[r] = std::clamp(rows[r].begin - chunk.first_key, 0, chunk.num_keys);
+    end[r] = std::clamp(rows[r].end - chunk.first_key, begin[r], chunk.num_keys);
+    if (begin[r] == end[r]) continue;
+    first = std::min(first, begin[r]);
+    last = std::max(last, end[r]);
+  }
+  if (first >= last) return;
+
+  float scores[kTileRows * kChunkKeys];
+  Dot(q, num_rows, chunk.k + int64_t{first} * head_dim, head_dim, last - first, head_dim,
+      scores + first, kChunkKeys);
+  for (int r = 0; r < num_rows; ++r) {
+    AbsorbScores(rows[r], scores + r * kChunkKeys, begin[r], end[r], sm_scale, head_dim);
+  }
+  for (int r = 0; r < num_rows; r += 4) {
+    const auto accumulate = [&]<int R>() {
+      AccumulateRagged<R>(rows + r, scores + r * kChunkKeys, chunk.v, begin + r, end + r, head_dim);
+    };
+    switch (std::min(4, num_rows - r)) {
+      case 4:
+        accumulate.template operator()<4>();
+        break;
+      case 3:
+        accumulate.template operator()<3>();
+        break;
+      case 2:
+        accumulate.template operator()<2>();
+        break;
+      default:
+        accumulate.template operator()<1>();
+    }
+  }
+}
+
+}  // namespace bough::cpu

@@ -1,0 +1,258 @@
+#include "kernels/elementwise.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/testing/compare.h"
+#include "tests/testing/inputs.h"
+
+namespace bough {
+namespace {
+
+using testing::ElementsAre;
+
+// A few f32 operations on numbers below 10, an f32 mean of up to 512 squares.
+constexpr Tolerance kElementwiseTolerance = {.abs = 1e-6, .rel = 2e-6};
+// The angle is an f32 product: at position 4000 its last bit is 1.2e-4, half of it times |x| <= 1.
+constexpr Tolerance kRopeTolerance = {.abs = 4e-4, .rel = 0};
+constexpr Tolerance kRopeNearTolerance = {.abs = 1e-5, .rel = 0};  // positions below 64
+
+TEST(Embedding, CopiesRowsOfAnF32Table) {
+  const std::vector<float> table = {0, 1, 2, 10, 11, 12, 20, 21, 22};
+  const std::vector<int32_t> ids = {2, 0, 2};
+  std::vector<float> out(9);
+  cpu::Embedding({.ids = ids.data(),
+                  .table = table.data(),
+                  .out = out.data(),
+                  .num_tokens = 3,
+                  .hidden_size = 3});
+  EXPECT_THAT(out, ElementsAre(20, 21, 22, 0, 1, 2, 20, 21, 22));
+}
+
+TEST(Embedding, WidensABF16Table) {
+  const std::vector<uint16_t> table = ToBF16({1.5f, -2, 0.25f, 3});
+  const int32_t id = 1;
+  std::vector<float> out(2);
+  cpu::Embedding({.ids = &id,
+                  .table = table.data(),
+                  .out = out.data(),
+                  .num_tokens = 1,
+                  .hidden_size = 2,
+                  .table_dtype = DType::kBF16});
+  EXPECT_THAT(out, ElementsAre(0.25f, 3.0f));
+}
+
+void ExpectNormMatchesTheFormula(int num_tokens, int hidden, bool add, float scale) {
+  Random random(num_tokens * 1000 + hidden);
+  const std::vector<float> x = RandomFloats(random, int64_t{num_tokens} * hidden, scale);
+  const std::vector<float> before = RandomFloats(random, int64_t{num_tokens} * hidden, scale);
+  const std::vector<float> weight = RandomFloats(random, hidden);
+  std::vector<float> residual = before, out(x.size(), NAN);
+  cpu::AddRmsNorm({.x = add ? x.data() : nullptr,
+                   .residual = residual.data(),
+                   .weight = weight.data(),
+                   .out = out.data(),
+                   .num_tokens = num_tokens,
+                   .hidden_size = hidden,
+                   .eps = 1e-5f});
+  std::vector<double> sum, want;
+  for (size_t i = 0; i < x.size(); ++i) sum.push_back(double{before[i]} + (add ? x[i] : 0));
+  for (int t = 0; t < num_tokens; ++t) {
+    double squares = 0;
+    for (int i = 0; i < hidden; ++i) squares += sum[t * hidden + i] * sum[t * hidden + i];
+    for (int i = 0; i < hidden; ++i) {
+      want.push_back(sum[t * hidden + i] / std::sqrt(squares / hidden + 1e-5) * weight[i]);
+    }
+  }
+  EXPECT_TRUE(Close(residual, sum, {num_tokens, hidden}, kElementwiseTolerance));
+  EXPECT_TRUE(Close(out, want, {num_tokens, hidden}, kElementwiseTolerance));
+}
+
+TEST(AddRmsNorm, MatchesTheFormulaForEachShape) {
+  for (int num_tokens : {0, 1, 3, 300}) {
+    for (int hidden : {1, 7, 8, 9, 512}) {
+      for (bool add : {false, true}) {
+        SCOPED_TRACE(testing::Message() << num_tokens << "x" << hidden << (add ? " + x" : ""));
+        ExpectNormMatchesTheFormula(num_tokens, hidden, add, 2);
+        ExpectNormMatchesTheFormula(num_tokens, hidden, add, 1e-4f);  // eps dominates
+      }
+    }
+  }
+}
+
+TEST(AddRmsNorm, MayWriteOverX) {
+  std::vector<float> x = {3, 4}, residual = {0, 0};
+  const std::vector<float> weight = {1, 2};
+  cpu::AddRmsNorm({.x = x.data(),
+                   .residual = residual.data(),
+                   .weight = weight.data(),
+                   .out = x.data(),
+                   .num_tokens = 1,
+                   .hidden_size = 2,
+                   .eps = 0});
+  const double rms = std::sqrt(12.5);
+  EXPECT_TRUE(Close(x, std::vector<double>{3 / rms, 8 / rms}, {2}, kElementwiseTolerance));
+  EXPECT_THAT(residual, ElementsAre(3, 4));
+}
+
+TEST(SiluMul, MatchesTheFormulaForEachSize) {
+  for (int num_tokens : {0, 1, 3, 100}) {
+    for (int size : {1, 7, 8, 9, 256}) {
+      SCOPED_TRACE(testing::Message() << num_tokens << "x" << size);
+      Random random(size);
+      const std::vector<float> gate_up = RandomFloats(random, int64_t{num_tokens} * 2 * size, 10);
+      std::vector<float> out(int64_t{num_tokens} * size, NAN);
+      cpu::SiluMul(
+          {.gate_up = gate_up.data(), .out = out.data(), .num_tokens = num_tokens, .size = size});
+      std::vector<double> want;
+      for (int t = 0; t < num_tokens; ++t) {
+        for (int i = 0; i < size; ++i) {
+          const double gate = gate_up[t * 2 * size + i], up = gate_up[t * 2 * size + size + i];
+          want.push_back(gate / (1 + std::exp(-gate)) * up);
+        }
+      }
+      EXPECT_TRUE(Close(out, want, {num_tokens, size}, kElementwiseTolerance));
+    }
+  }
+}
+
+TEST(SiluMul, SaturatesWithoutOverflowAndKeepsNaN) {
+  const std::vector<float> gate_up = {-1000, 1000, 0, NAN, /**/ 2, 2, 2, 2};
+  std::vector<float> out(4);
+  cpu::SiluMul({.gate_up = gate_up.data(), .out = out.data(), .num_tokens = 1, .size = 4});
+  EXPECT_NEAR(out[0], 0, 1e-30);
+  EXPECT_EQ(out[1], 2000);
+  EXPECT_EQ(out[2], 0);
+  EXPECT_TRUE(std::isnan(out[3]));
+}
+
+// 2 query heads, 1 KV head.
+struct Rope {
+  Rope(int head_dim, std::vector<int32_t> positions, std::vector<int32_t> slots, DType kv_dtype)
+      : head_dim(head_dim), positions(std::move(positions)), slots(std::move(slots)) {
+    Random random(head_dim);
+    qkv = RandomFloats(random, int64_t{num_tokens()} * 4 * head_dim);
+    before = qkv;
+    k_cache.assign(kNumSlots * head_dim * SizeOf(kv_dtype), '\xff');  // NaN in f32 and bf16
+    v_cache = k_cache;
+    cpu::RopeAppend({.qkv = qkv.data(),
+                     .positions = this->positions.data(),
+                     .slot_mapping = this->slots.data(),
+                     .k_cache = k_cache.data(),
+                     .v_cache = v_cache.data(),
+                     .num_tokens = num_tokens(),
+                     .num_heads = 2,
+                     .num_kv_heads = 1,
+                     .head_dim = head_dim,
+                     .block_size = 4,
+                     .rope_theta = 1e4f,
+                     .kv_dtype = kv_dtype});
+  }
+
+  int num_tokens() const { return static_cast<int>(positions.size()); }
+
+  // q and k rotated in double, v as it was.
+  std::vector<double> Want() const {
+    std::vector<double> want(before.begin(), before.end());
+    for (int t = 0; t < num_tokens(); ++t) {
+      for (int h = 0; h < 3; ++h) {
+        for (int i = 0; i < head_dim / 2; ++i) {
+          const double angle = positions[t] * std::pow(1e4, -2.0 * i / head_dim);
+          const int64_t a = (int64_t{t} * 4 + h) * head_dim + i, b = a + head_dim / 2;
+          want[a] = before[a] * std::cos(angle) - before[b] * std::sin(angle);
+          want[b] = before[b] * std::cos(angle) + before[a] * std::sin(angle);
+        }
+      }
+    }
+    return want;
+  }
+
+  std::vector<float> Head(int token, int head) const {
+    const auto begin = qkv.begin() + (int64_t{token} * 4 + head) * head_dim;
+    return {begin, begin + head_dim};
+  }
+
+  template <typename T>
+  std::vector<T> Slot(const std::vector<char>& cache, int slot) const {
+    const T* begin = reinterpret_cast<const T*>(cache.data()) + slot * head_dim;
+    return {begin, begin + head_dim};
+  }
+
+  static constexpr int kNumSlots = 16;
+  int head_dim;
+  std::vector<int32_t> positions, slots;
+  std::vector<float> qkv, before;
+  std::vector<char> k_cache, v_cache;
+};
+
+TEST(RopeAppend, RotatesQAndKByTheirPosition) {
+  for (int head_dim : {2, 8, 80, 128}) {
+    SCOPED_TRACE(head_dim);
+    const Rope near(head_dim, {0, 1, 63}, {-1, -1, -1}, DType::kF32);
+    EXPECT_TRUE(Close(near.qkv, near.Want(), {3, 4, head_dim}, kRopeNearTolerance));
+    const Rope far(head_dim, {4000}, {-1}, DType::kF32);
+    EXPECT_TRUE(Close(far.qkv, far.Want(), {1, 4, head_dim}, kRopeTolerance));
+  }
+}
+
+TEST(RopeAppend, LeavesPositionZeroUnturned) {
+  const Rope rope(8, {0}, {-1}, DType::kF32);
+  EXPECT_EQ(rope.qkv, rope.before);
+}
+
+TEST(RopeAppend, StoresTheRotatedKAndVAtTheSlots) {
+  const Rope rope(8, {5, 6, 7}, {9, 2, 4}, DType::kF32);
+  for (int t = 0; t < 3; ++t) {
+    EXPECT_EQ(rope.Slot<float>(rope.k_cache, rope.slots[t]), rope.Head(t, 2));
+    EXPECT_EQ(rope.Slot<float>(rope.v_cache, rope.slots[t]), rope.Head(t, 3));
+  }
+}
+
+TEST(RopeAppend, RoundsToABF16Cache) {
+  const Rope rope(8, {5}, {13}, DType::kBF16);
+  EXPECT_EQ(rope.Slot<uint16_t>(rope.k_cache, 13), ToBF16(rope.Head(0, 2)));
+  EXPECT_EQ(rope.Slot<uint16_t>(rope.v_cache, 13), ToBF16(rope.Head(0, 3)));
+}
+
+TEST(RopeAppend, WritesNoSlotButThoseNamed) {
+  const Rope rope(8, {5, 6}, {-1, 3}, DType::kF32);
+  for (int slot = 0; slot < Rope::kNumSlots; ++slot) {
+    EXPECT_EQ(std::isnan(rope.Slot<float>(rope.k_cache, slot)[0]), slot != 3) << slot;
+    EXPECT_EQ(std::isnan(rope.Slot<float>(rope.v_cache, slot)[7]), slot != 3) << slot;
+  }
+}
+
+// [num_blocks = 2, num_kv_heads = 2, block_size = 2, head_dim = 2]; slot 3 is block 1, row 1.
+TEST(RopeAppend, PlacesEachKvHeadInItsPartOfTheBlock) {
+  std::vector<float> qkv = {0, 0, /*k*/ 1, 2, 3, 4, /*v*/ 5, 6, 7, 8};
+  const int32_t position = 0, slot = 3;
+  std::vector<float> k_cache(16, -1), v_cache(16, -1);
+  cpu::RopeAppend({.qkv = qkv.data(),
+                   .positions = &position,
+                   .slot_mapping = &slot,
+                   .k_cache = k_cache.data(),
+                   .v_cache = v_cache.data(),
+                   .num_tokens = 1,
+                   .num_heads = 1,
+                   .num_kv_heads = 2,
+                   .head_dim = 2,
+                   .block_size = 2});
+  EXPECT_THAT(k_cache, ElementsAre(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 1, 2, -1, -1, 3, 4));
+  EXPECT_THAT(v_cache, ElementsAre(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 5, 6, -1, -1, 7, 8));
+}
+
+TEST(CopyBlocks, CopiesBothCaches) {
+  std::vector<int32_t> k = {10, 11, 20, 21, 30, 31, 40, 41}, v = {50, 51, 60, 61, 70, 71, 80, 81};
+  const std::vector<int32_t> src = {0, 2}, dst = {3, 1};
+  cpu::CopyBlocks({.k_cache = k.data(),
+                   .v_cache = v.data(),
+                   .src = src.data(),
+                   .dst = dst.data(),
+                   .num_copies = 2,
+                   .block_bytes = 8});
+  EXPECT_THAT(k, ElementsAre(10, 11, 30, 31, 30, 31, 10, 11));
+  EXPECT_THAT(v, ElementsAre(50, 51, 70, 71, 70, 71, 50, 51));
+}
+
+}  // namespace
+}  // namespace bough

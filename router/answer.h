@@ -23,7 +23,7 @@ class Answer {
   struct Step {
     std::optional<DeltaEvent> delta;  // absent when there is nothing to say
     std::optional<FinishEvent> finish;
-    bool stopped_here = false;          // by a stop string: the group does not know yet
+    bool stopped_here = false;                  // by a stop string: the group does not know yet
     absl::Duration gap = absl::ZeroDuration();  // since the choice's last token; zero for its first
   };
   // A token that passed the relay: the next of its choice, which is not finished.

@@ -49,9 +49,9 @@ ApiError NoGroup(const std::string& why) {
 }
 
 ApiError UnknownModel(const std::string& name, const std::string& served) {
-  ApiError error = Error(absl::StatusCode::kNotFound, "MODEL_NOT_FOUND",
-                         absl::StrCat("model: \"", name, "\" is not served here, \"", served,
-                                      "\" is"));
+  ApiError error =
+      Error(absl::StatusCode::kNotFound, "MODEL_NOT_FOUND",
+            absl::StrCat("model: \"", name, "\" is not served here, \"", served, "\" is"));
   error.resource_type = "bough.v1.Model";
   error.resource_name = name;
   return error;
@@ -93,10 +93,10 @@ ApiError FromDone(const Done& done, absl::Duration retry_after) {
   if (error.reason == "DRAINING" || error.reason == "QUEUE_FULL") error.retry_after = retry_after;
   for (const std::string& violation : done.violations) {
     const size_t colon = violation.find(": ");
-    error.violations.push_back(colon == std::string::npos
-                                   ? FieldViolation{"", violation}
-                                   : FieldViolation{violation.substr(0, colon),
-                                                    violation.substr(colon + 2)});
+    error.violations.push_back(
+        colon == std::string::npos
+            ? FieldViolation{"", violation}
+            : FieldViolation{violation.substr(0, colon), violation.substr(colon + 2)});
   }
   return error;
 }

@@ -1,6 +1,6 @@
-// What a client is told about its request, as plain values, in this order: StartEvent, then DeltaEvent and
-// FinishEvent in any interleaving of choices, then EndEvent. ErrorEvent may come at any point and is the
-// last.
+// What a client is told about its request, as plain values, in this order: StartEvent, then
+// DeltaEvent and FinishEvent in any interleaving of choices, then EndEvent. ErrorEvent may come at
+// any point and is the last.
 #pragma once
 
 #include <cstdint>

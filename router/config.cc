@@ -68,9 +68,9 @@ absl::Status RouterConfig::Validate() const {
   expect(drain_timeout >= absl::ZeroDuration(),
          absl::StrCat("--drain-timeout: must not be negative, is ",
                       absl::FormatDuration(drain_timeout)));
-  expect(log_level == "debug" || log_level == "info" || log_level == "warning" ||
-             log_level == "error",
-         absl::StrCat("--log-level: must be debug, info, warning or error, is \"", log_level, "\""));
+  expect(
+      log_level == "debug" || log_level == "info" || log_level == "warning" || log_level == "error",
+      absl::StrCat("--log-level: must be debug, info, warning or error, is \"", log_level, "\""));
   if (problems.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
 }

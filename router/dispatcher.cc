@@ -57,8 +57,7 @@ std::vector<RouteTerm> Dispatcher::Explain(const Request& request) const {
 
 bool Dispatcher::Submit(uint64_t handle, Flight& flight, absl::Time now) {
   const auto begin = std::chrono::steady_clock::now();
-  const Placement placement =
-      Place(*flight.request, flight.chain, flight.relay.excluded_groups());
+  const Placement placement = Place(*flight.request, flight.chain, flight.relay.excluded_groups());
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   metrics_->route_decision.Observe(took.count());
   if (placement.chosen < 0) return false;
@@ -67,13 +66,12 @@ bool Dispatcher::Submit(uint64_t handle, Flight& flight, absl::Time now) {
   groups_.Dispatch(group, flight.chain, placement.candidates[group].prefill_seconds);
   flight.summary.group = groups_[group].address.name;
   StreamRelay::Attempt attempt = flight.relay.Begin(group, groups_[group].hello.epoch);
-  actions_.commands.emplace_back(
-      group, SubmitCommand{.handle = handle,
-                           .epoch = groups_[group].hello.epoch,
-                           .attempt = attempt.number,
-                           .request = flight.request,
-                           .choices = std::move(attempt.choices),
-                           .timeout = flight.request->deadline - now});
+  actions_.commands.emplace_back(group, SubmitCommand{.handle = handle,
+                                                      .epoch = groups_[group].hello.epoch,
+                                                      .attempt = attempt.number,
+                                                      .request = flight.request,
+                                                      .choices = std::move(attempt.choices),
+                                                      .timeout = flight.request->deadline - now});
   return true;
 }
 
@@ -157,7 +155,7 @@ void Dispatcher::Fail(uint64_t handle, ApiError error, absl::Time now) {
   std::unique_ptr<Flight> closed = Close(handle, now);
   const bool cancelled = error.code == absl::StatusCode::kCancelled;
   if (cancelled) metrics_->cancelled.Increment();
-  metrics_->CountFinished(cancelled                                               ? "cancelled"
+  metrics_->CountFinished(cancelled                                           ? "cancelled"
                           : error.code == absl::StatusCode::kDeadlineExceeded ? "deadline"
                                                                               : "error");
   actions_.events.emplace_back(handle, ErrorEvent{std::move(error), std::move(closed->summary)});
@@ -212,7 +210,7 @@ Dispatcher::Flight* Dispatcher::Current(int group, uint64_t handle, int attempt)
   const auto it = flights_.find(handle);
   if (it == flights_.end()) return nullptr;
   return it->second->relay.IsCurrent(group, groups_[group].hello.epoch, attempt) ? it->second.get()
-                                                                                  : nullptr;
+                                                                                 : nullptr;
 }
 
 void Dispatcher::OnAck(int group, const Ack& ack, absl::Time now) {
@@ -246,8 +244,8 @@ void Dispatcher::OnRow(int group, const TokenRow& row, absl::Time now) {
     Retire(*flight);
     const std::string why = absl::StrCat(groups_[group].address.name, " skipped to token ",
                                          row.index, " of choice ", row.choice);
-    Continue(row.handle, *flight, flight->relay.OnLost(),
-             GroupLost(why, flight->relay.any_token()), now);
+    Continue(row.handle, *flight, flight->relay.OnLost(), GroupLost(why, flight->relay.any_token()),
+             now);
     return;
   }
   if (!flight->started) SendStart(row.handle, *flight);
@@ -311,10 +309,10 @@ void Dispatcher::LoseFlights(int group, const std::string& why, absl::Time now) 
     Flight& flight = *flights_.at(handle);
     Retire(flight);
     const auto next = flight.relay.OnLost();
-    Continue(handle, flight, next,
-             GroupLost(absl::StrCat(groups_[group].address.name, ": ", why),
-                       flight.relay.any_token()),
-             now);
+    Continue(
+        handle, flight, next,
+        GroupLost(absl::StrCat(groups_[group].address.name, ": ", why), flight.relay.any_token()),
+        now);
   }
 }
 
@@ -339,7 +337,8 @@ void Dispatcher::Tick(absl::Time now) {
   }
   for (int g = 0; g < groups_.size(); ++g) {
     if (!groups_.IsSilent(g, now)) continue;
-    const std::string why = absl::StrCat("silent for ", absl::FormatDuration(now - groups_[g].last_heard));
+    const std::string why =
+        absl::StrCat("silent for ", absl::FormatDuration(now - groups_[g].last_heard));
     OnDown(g, why, now);
     actions_.resets.push_back(g);
   }

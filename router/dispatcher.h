@@ -1,9 +1,12 @@
-// The router's core: every request in flight and every group, and what to do when something happens.
+// The router's core: every request in flight and every group, and what to do when something
+// happens.
 //
 //   in:   Start, End (clients);  OnEvent, OnDown (groups);  Tick (time)
-//   out:  Actions, collected until TakeActions: commands to groups, events to clients, links to reset
+//   out:  Actions, collected until TakeActions: commands to groups, events to clients, links to
+//   reset
 //
-// Sans-io: no thread, no socket, no clock of its own. `now` is a monotonic time and never goes back.
+// Sans-io: no thread, no socket, no clock of its own. `now` is a monotonic time and never goes
+// back.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +35,7 @@ namespace bough::router {
 inline constexpr int kMaxRetries = 2;
 
 struct Actions {
-  std::vector<std::pair<int, GroupCommand>> commands;  // group, in order
+  std::vector<std::pair<int, GroupCommand>> commands;    // group, in order
   std::vector<std::pair<uint64_t, ClientEvent>> events;  // handle, in order
   std::vector<int> resets;  // groups whose link must be closed and opened again
 };
@@ -116,7 +119,7 @@ class Dispatcher {
   const PolicyCoefficients coefficients_;
   GroupTable groups_;
   Flights flights_;
-  absl::flat_hash_map<std::string, uint64_t> handles_;     // request id -> handle
+  absl::flat_hash_map<std::string, uint64_t> handles_;   // request id -> handle
   std::set<std::pair<absl::Time, uint64_t>> deadlines_;  // finite ones
   bool draining_ = false;
   Actions actions_;

@@ -3,9 +3,12 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "router/config.h"
+#include "router/version.h"
 
 namespace {
 const bough::router::RouterConfig kDefaults;
@@ -52,6 +55,12 @@ absl::StatusOr<RouterConfig> ParseFlags(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "Sends each request to the worker group that holds its prompt's KV.\n"
       "  bough-router --model=models/demo --groups=a=127.0.0.1:50061,b=127.0.0.1:50062");
+  absl::FlagsUsageConfig usage;
+  usage.contains_help_flags = [](absl::string_view file) {
+    return absl::EndsWith(file, "router/flags.cc");
+  };
+  usage.version_string = [] { return absl::StrCat("bough-router ", kVersion, "\n"); };
+  absl::SetFlagsUsageConfig(usage);
   std::vector<std::string> args = WithUnderscores(argc, argv);
   std::vector<char*> pointers;
   for (std::string& arg : args) pointers.push_back(arg.data());

@@ -17,7 +17,8 @@ constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   grpc::ChannelArguments args;
-  args.SetMaxReceiveMessageSize(-1);  // a step of 1024 samples with logprobs passes the default 4 MiB
+  args.SetMaxReceiveMessageSize(
+      -1);  // a step of 1024 samples with logprobs passes the default 4 MiB
   args.SetMaxSendMessageSize(-1);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
@@ -78,8 +79,9 @@ class GroupLink::Connection
 
   void OnDone(const grpc::Status& status) override {
     if (why_.empty()) {
-      why_ = status.ok() ? "the group closed the stream"
-                         : absl::StrCat(status.error_message(), " (code ", status.error_code(), ")");
+      why_ = status.ok()
+                 ? "the group closed the stream"
+                 : absl::StrCat(status.error_message(), " (code ", status.error_code(), ")");
     }
     GroupLink* const link = link_;
     {
@@ -130,7 +132,8 @@ GroupLink::GroupLink(const std::string& address, const std::string& router_name,
 GroupLink::~GroupLink() {
   Reset();
   absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(+[](int* open) { return *open == 0; }, &num_open_));
+  mutex_.Await(absl::Condition(
+      +[](int* open) { return *open == 0; }, &num_open_));
 }
 
 void GroupLink::Tick(absl::Time now) {

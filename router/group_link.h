@@ -14,9 +14,9 @@
 
 namespace bough::router {
 
-// What a link reports, from gRPC's threads, one call at a time per connection: events, then down. Whoever
-// receives it takes his lock and then drops what IsCurrent(connection) denies: reports of a connection
-// that Reset gave up.
+// What a link reports, from gRPC's threads, one call at a time per connection: events, then down.
+// Whoever receives it takes his lock and then drops what IsCurrent(connection) denies: reports of a
+// connection that Reset gave up.
 struct LinkCallbacks {
   std::function<void(uint64_t connection, GroupEvent, absl::Time now)> event;
   std::function<void(uint64_t connection, const std::string& why, absl::Time now)> down;

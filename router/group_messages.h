@@ -1,5 +1,5 @@
-// What travels between router and group, as plain values: the core's view of link.proto. Translated in
-// link_translation.cc and nowhere else.
+// What travels between router and group, as plain values: the core's view of link.proto. Translated
+// in link_translation.cc and nowhere else.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ struct CacheDelta {
 struct GroupLoad {
   int running = 0, waiting = 0;  // requests
   int free_blocks = 0, cached_blocks = 0;
-  double drain_seconds = 0;             // until what is queued now is prefilled
+  double drain_seconds = 0;              // until what is queued now is prefilled
   double prefill_seconds_per_token = 0;  // 0 = not fitted yet, as the two below
   double decode_step_seconds = 0;
   double decode_seconds_per_block = 0;  // of a decode step, per KV block read

@@ -146,9 +146,8 @@ int GroupTable::num_accepting() const {
 }
 
 bool GroupTable::any_loading() const {
-  return std::any_of(groups_.begin(), groups_.end(), [](const GroupState& g) {
-    return g.phase == GroupState::Phase::kLoading;
-  });
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const GroupState& g) { return g.phase == GroupState::Phase::kLoading; });
 }
 
 int GroupTable::Find(const std::string& name) const {

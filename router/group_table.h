@@ -34,7 +34,7 @@ struct GroupState {
   absl::Time last_heard = absl::InfinitePast();
   absl::Time last_load = absl::InfinitePast();
 
-  bool in_sync = false;    // the index holds all of the group's blocks as of `cache_seq`
+  bool in_sync = false;  // the index holds all of the group's blocks as of `cache_seq`
   uint64_t cache_seq = 0;
   bool in_snapshot = false;
 
@@ -73,7 +73,7 @@ class GroupTable {
   std::vector<GroupView> Views(std::span<const BlockHash> chain, uint64_t excluded) const;
 
   int size() const { return static_cast<int>(groups_.size()); }
-  int num_ready() const;      // phase kReady
+  int num_ready() const;  // phase kReady
   int num_accepting() const;
   bool any_loading() const;
   // Index by name; -1 = no such group.

@@ -22,7 +22,8 @@ Candidate Score(const RouteQuery& q, const GroupView& g, double prefill_seconds_
   Candidate out;
   out.accepting = g.accepting;
   // The last token is always computed: its logits give the first new one.
-  out.matched_tokens = std::clamp(g.matched_blocks * kBlockSize, 0, std::max(q.prompt_tokens - 1, 0));
+  out.matched_tokens =
+      std::clamp(g.matched_blocks * kBlockSize, 0, std::max(q.prompt_tokens - 1, 0));
   const int uncached = q.prompt_tokens - out.matched_tokens;
   const double answer = c.expected_answer_ratio * q.max_tokens;
 

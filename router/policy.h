@@ -2,13 +2,16 @@
 //
 //   wait         what the group says its queue takes, and what was sent to it since it said so
 //   prefill      the uncached part of the prompt, computed there
-//   externality  lambda(load) * prefill: what that work delays for everybody behind it. lambda grows with
+//   externality  lambda(load) * prefill: what that work delays for everybody behind it. lambda
+//   grows with
 //                the queue, so a busy group is given less work that another one could skip
-//   decode       E[answer] * step time for the context's KV; 0 where requests of the same context are
+//   decode       E[answer] * step time for the context's KV; 0 where requests of the same context
+//   are
 //                decoding now, because bifurcated attention reads it once for all of them
 //   eviction     blocks that must go to make room, at the price of computing them again
 //
-// Pure: same arguments, same answer. No GPU's constants: the groups fit their own coefficients on line.
+// Pure: same arguments, same answer. No GPU's constants: the groups fit their own coefficients on
+// line.
 #pragma once
 
 #include <string>
@@ -62,7 +65,7 @@ struct Candidate {
 };
 
 struct Placement {
-  int chosen = -1;  // index into the groups; -1 = none accepts
+  int chosen = -1;                    // index into the groups; -1 = none accepts
   std::vector<Candidate> candidates;  // one per group
 };
 

@@ -1,8 +1,8 @@
-// Which group holds which KV block: hash -> 64-bit mask of groups. Fed by the groups' cache deltas, read
-// by placement.
+// Which group holds which KV block: hash -> 64-bit mask of groups. Fed by the groups' cache deltas,
+// read by placement.
 //
-// Groups evict leaf first, so the blocks of a chain that a group holds are a prefix of the chain: Match
-// stops at a group's first missing block.
+// Groups evict leaf first, so the blocks of a chain that a group holds are a prefix of the chain:
+// Match stops at a group's first missing block.
 #pragma once
 
 #include <array>
@@ -20,8 +20,8 @@ inline constexpr int kMaxGroups = 64;
 // Not thread-safe.
 class PrefixIndex {
  public:
-  // REQUIRES: 0 <= group < kMaxGroups. Adding a block twice, or removing one that is not there, changes
-  // nothing.
+  // REQUIRES: 0 <= group < kMaxGroups. Adding a block twice, or removing one that is not there,
+  // changes nothing.
   void Add(int group, std::span<const BlockHash> hashes);
   void Remove(int group, std::span<const BlockHash> hashes);
   void Clear(int group);
@@ -41,9 +41,9 @@ class PrefixIndex {
   std::array<uint64_t, kMaxGroups> digest_ = {};
 };
 
-// The blocks of requests in flight, counted per group: what a group is about to hold before its delta
-// says so (two requests of one prefix that arrive together go together), and what it is reading now.
-// Not thread-safe.
+// The blocks of requests in flight, counted per group: what a group is about to hold before its
+// delta says so (two requests of one prefix that arrive together go together), and what it is
+// reading now. Not thread-safe.
 class ActivePrefixes {
  public:
   void Add(int group, std::span<const BlockHash> chain);

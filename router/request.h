@@ -19,7 +19,8 @@ struct Request {
   int best_of = 1;  // choices that are run, >= n
   std::vector<std::string> stop_strings;
   bool include_stop_string = false;
-  // The answer begins a text of its own, so the space that SentencePiece puts first is not part of it.
+  // The answer begins a text of its own, so the space that SentencePiece puts first is not part of
+  // it.
   bool strip_leading_space = false;
   std::string cache_salt;
   int priority = 0;

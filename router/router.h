@@ -1,5 +1,6 @@
-// The edge of the core: one lock around the dispatcher, links to the groups, a clock thread, and the
-// clients' sinks. Whoever gets an answer registers a sink; everything else is the dispatcher's business.
+// The edge of the core: one lock around the dispatcher, links to the groups, a clock thread, and
+// the clients' sinks. Whoever gets an answer registers a sink; everything else is the dispatcher's
+// business.
 #pragma once
 
 #include <functional>
@@ -21,9 +22,9 @@
 
 namespace bough::router {
 
-// Receives a request's events, in order, under the router's lock: it must be quick and must not call the
-// router. EndEvent or ErrorEvent is the last call. False = the client is too slow: its request is ended
-// and the ErrorEvent that says so follows at once.
+// Receives a request's events, in order, under the router's lock: it must be quick and must not
+// call the router. EndEvent or ErrorEvent is the last call. False = the client is too slow: its
+// request is ended and the ErrorEvent that says so follows at once.
 using ClientSink = std::function<bool(ClientEvent)>;
 
 // Thread-safe.
@@ -33,8 +34,8 @@ class Router {
   Router(const RouterConfig& config, const Tokenizer* tokenizer, RouterMetrics* metrics);
   ~Router();
 
-  // The request's handle, > 0, or why it was refused (then the sink is never called). Events may reach
-  // the sink before this returns.
+  // The request's handle, > 0, or why it was refused (then the sink is never called). Events may
+  // reach the sink before this returns.
   std::optional<ApiError> Start(std::shared_ptr<const Request> request, ClientSink sink,
                                 uint64_t* handle);
   // The client is gone or an operator wants the request ended. False = it is over already.

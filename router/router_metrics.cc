@@ -6,22 +6,27 @@ namespace bough::router {
 namespace {
 
 constexpr absl::StatusCode kCodes[] = {
-    absl::StatusCode::kOk,           absl::StatusCode::kCancelled,
-    absl::StatusCode::kUnknown,      absl::StatusCode::kInvalidArgument,
-    absl::StatusCode::kNotFound,     absl::StatusCode::kAlreadyExists,
-    absl::StatusCode::kAborted,      absl::StatusCode::kResourceExhausted,
-    absl::StatusCode::kInternal,     absl::StatusCode::kUnavailable,
+    absl::StatusCode::kOk,
+    absl::StatusCode::kCancelled,
+    absl::StatusCode::kUnknown,
+    absl::StatusCode::kInvalidArgument,
+    absl::StatusCode::kNotFound,
+    absl::StatusCode::kAlreadyExists,
+    absl::StatusCode::kAborted,
+    absl::StatusCode::kResourceExhausted,
+    absl::StatusCode::kInternal,
+    absl::StatusCode::kUnavailable,
     absl::StatusCode::kDeadlineExceeded,
 };
-constexpr const char* kRejectReasons[] = {"INVALID_ARGUMENT", "MODEL_NOT_FOUND", "DUPLICATE_REQUEST",
-                                          "QUEUE_FULL",       "MODEL_LOADING",   "NO_GROUP",
-                                          "DRAINING",         "DEADLINE",        "OTHER"};
+constexpr const char* kRejectReasons[] = {"INVALID_REQUEST", "MODEL_NOT_FOUND", "DUPLICATE_REQUEST",
+                                          "QUEUE_FULL",      "MODEL_LOADING",   "NO_GROUP",
+                                          "DRAINING",        "DEADLINE",        "OTHER"};
 constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "deadline", "error"};
 
 // From 1 us to 10 ms: a decision takes microseconds.
 const std::vector<double>& DecisionBuckets() {
-  static const std::vector<double> buckets = {1e-6,   2e-6, 5e-6,   1e-5, 2e-5, 5e-5, 1e-4,
-                                              2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2};
+  static const std::vector<double> buckets = {1e-6, 2e-6,   5e-6, 1e-5, 2e-5,   5e-5,
+                                              1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2};
   return buckets;
 }
 
@@ -37,8 +42,8 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
       time_per_output_token(m->Histogram("time_per_output_token_seconds",
                                          "Mean gap between tokens, one sample per request.",
                                          Metrics::SecondsBuckets())),
-      route_decision(m->Histogram("route_decision_seconds", "Time to place one request.",
-                                  DecisionBuckets())),
+      route_decision(
+          m->Histogram("route_decision_seconds", "Time to place one request.", DecisionBuckets())),
       prompt_tokens(m->Counter("prompt_tokens_total", "Prompt tokens of admitted requests.")),
       cached_prompt_tokens(m->Counter("cached_prompt_tokens_total",
                                       "Prompt tokens whose KV was found in a prefix cache.")),

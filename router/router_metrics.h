@@ -1,5 +1,5 @@
-// The router's metric families, made once with every label series so that none is absent before its first
-// event. Names are frozen (tests/metrics_names.txt); "bough_" is put in front.
+// The router's metric families, made once with every label series so that none is absent before its
+// first event. Names are frozen (tests/metrics_names.txt); "bough_" is put in front.
 #pragma once
 
 #include <map>

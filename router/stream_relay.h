@@ -6,9 +6,9 @@
 //                           v  |
 //                        between attempts --> given up, when kGiveUp
 //
-// A token passes only if it comes from the current attempt, under the epoch that the attempt began with,
-// and its index is the next of its choice. So every index passes once and none is taken back, whatever
-// groups repeat, delay or lose.
+// A token passes only if it comes from the current attempt, under the epoch that the attempt began
+// with, and its index is the next of its choice. So every index passes once and none is taken back,
+// whatever groups repeat, delay or lose.
 #pragma once
 
 #include <cstdint>

@@ -4,36 +4,31 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/utf8.h"
+
 namespace bough::router {
 namespace {
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
-struct Character {
-  size_t length = 1;     // bytes it takes, or that an invalid part takes
-  bool valid = false;
-  bool complete = true;  // false: the text ends within it
-};
+enum class Front { kCharacter, kCut, kInvalid };
 
-// The character at the front of `s`, which is not empty. Table 3-7 of the Unicode standard: the second
+// What the non-empty `s` begins with: a character of `*length` bytes, the beginning of one that is
+// cut by the end, or a byte that is part of none. Table 3-7 of the Unicode standard: the second
 // byte's range depends on the first, later ones are 80..BF.
-Character ReadCharacter(std::string_view s) {
+Front ReadFront(std::string_view s, size_t* length) {
   const auto byte = [s](size_t i) { return static_cast<uint8_t>(s[i]); };
   const uint8_t lead = byte(0);
-  if (lead < 0x80) return {1, true, true};
-  if (lead < 0xC2 || lead > 0xF4) return {1, false, true};
-  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  uint8_t low = 0x80, high = 0xBF;
-  if (lead == 0xE0) low = 0xA0;
-  if (lead == 0xED) high = 0x9F;
-  if (lead == 0xF0) low = 0x90;
-  if (lead == 0xF4) high = 0x8F;
-  for (size_t i = 1; i < length; ++i) {
-    if (i == s.size()) return {i, false, false};
-    if (byte(i) < low || byte(i) > high) return {i, false, true};
+  *length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  if (*length > 1 && (lead < 0xC2 || lead > 0xF4)) return Front::kInvalid;
+  uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+  uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+  for (size_t i = 1; i < *length; ++i) {
+    if (i == s.size()) return Front::kCut;
+    if (byte(i) < low || byte(i) > high) return Front::kInvalid;
     low = 0x80, high = 0xBF;
   }
-  return {length, true, true};
+  return Front::kCharacter;
 }
 
 // Longest suffix of `text` that is a proper prefix of a stop string.
@@ -52,22 +47,20 @@ size_t HeldSuffix(std::string_view text, const std::vector<std::string>& stops) 
 std::string Utf8Assembler::Push(std::string_view bytes) {
   pending_.append(bytes);
   std::string out;
-  size_t at = 0;
+  size_t at = 0, length = 0;
   while (at < pending_.size()) {
     const std::string_view rest = std::string_view(pending_).substr(at);
-    const Character c = ReadCharacter(rest);
-    if (!c.complete) break;
-    out.append(c.valid ? rest.substr(0, c.length) : kReplacement);
-    at += c.length;
+    const Front front = ReadFront(rest, &length);
+    if (front == Front::kCut) break;
+    if (front == Front::kInvalid) length = 1;
+    out.append(front == Front::kInvalid ? kReplacement : rest.substr(0, length));
+    at += length;
   }
   pending_.erase(0, at);
   return out;
 }
 
-std::string Utf8Assembler::Flush() {
-  if (std::exchange(pending_, {}).empty()) return {};
-  return std::string(kReplacement);
-}
+std::string Utf8Assembler::Flush() { return ToValidUtf8(std::exchange(pending_, {})); }
 
 TextStream::TextStream(std::shared_ptr<const std::vector<std::string>> stop_strings,
                        bool include_stop_string, bool strip_leading_space)

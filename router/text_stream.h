@@ -1,9 +1,9 @@
-// One choice's tokens to text, as they come: only complete UTF-8 leaves, and nothing that may turn out to
-// be the beginning of a stop string.
+// One choice's tokens to text, as they come: only complete UTF-8 leaves, and nothing that may turn
+// out to be the beginning of a stop string.
 //
-// How tokens are cut changes nothing: the concatenated output, and where it stops, depend only on the
-// concatenated bytes. A stop string is found where its last character arrives first; of several that end
-// there the one that begins first counts.
+// How tokens are cut changes nothing: the concatenated output, and where it stops, depend only on
+// the concatenated bytes. A stop string is found where its last character arrives first; of several
+// that end there the one that begins first counts.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,8 @@
 
 namespace bough::router {
 
-// Bytes to valid UTF-8: every maximal invalid part becomes U+FFFD, an incomplete character waits.
+// ToValidUtf8 (common/utf8.h) in pieces: a byte that is part of no character becomes U+FFFD, an
+// incomplete character waits.
 class Utf8Assembler {
  public:
   std::string Push(std::string_view bytes);
@@ -31,8 +32,8 @@ class TextStream {
   TextStream(std::shared_ptr<const std::vector<std::string>> stop_strings, bool include_stop_string,
              bool strip_leading_space);
 
-  // The bytes of one token (empty for control tokens). Returns the text that may leave now. After a stop
-  // was found nothing leaves any more.
+  // The bytes of one token (empty for control tokens). Returns the text that may leave now. After a
+  // stop was found nothing leaves any more.
   std::string Push(std::string_view piece_bytes);
   // The stream is over without a stop string: what was held back. A stop string may still be found.
   std::string Flush();

@@ -1,0 +1,32 @@
+// SIGTERM, SIGINT and SIGUSR1 ask a group to stop; rank 0 decides for all. mpirun passes SIGUSR1 on
+// to every rank, which makes it the supervisor's way to rank 0 (tools/launch_group.sh).
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <thread>
+
+namespace bough {
+
+// Before any thread starts: from here on the three signals wait for StopSignals.
+void BlockStopSignals();
+
+// Ranks > 0: SIGTERM, which mpirun sends when the group is over, ends the process; the others stay
+// blocked, for rank 0 decides. The process dies with mpirun.
+void FollowMpirun();
+
+// Rank 0: calls `on_signal(n)` for the n-th of the signals, from 1, on a thread of its own.
+class StopSignals {
+ public:
+  explicit StopSignals(std::function<void(int)> on_signal);
+  ~StopSignals();
+
+ private:
+  void Wait();
+
+  const std::function<void(int)> on_signal_;
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+}  // namespace bough

@@ -9,7 +9,7 @@
 `train` reads CACHE/corpus.jsonl (or .xz), writes the folder's files and OUT/training.json: figures,
 samples as they came, and logits of the exported weights for make_golden.py's comparison.
 The learning rate follows the clock rather than a step count: a run takes the time it is given.
-Longer is not better here: beyond about ten passes over the text the model learns it by heart.
+Longer is not always better: 1.2 G tokens without dropout fitted the text by heart (held out 1.30, not 1.15).
 """
 import argparse
 import json

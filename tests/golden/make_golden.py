@@ -180,9 +180,9 @@ def make_demo():
     logits = torch.stack([model(torch.tensor([p]), use_cache=False).logits[0, -1] for p in prompts])
     save_file({"logits": logits.contiguous()}, HERE / "demo.safetensors")
     lengths = torch.linspace(5, 200, 32).int().tolist()
-    spare = heldout_prompts(tokenizer, lengths + [40] * 3)
+    candidates = heldout_prompts(tokenizer, lengths + [40] * 3)
     greedy_prompts, greedy_tokens, smallest = [], [], float("inf")
-    for prompt in spare:
+    for prompt in candidates:
         if len(greedy_prompts) == 32:
             break
         tokens, g = greedy(model, prompt, kDemoGreedy)

@@ -1,11 +1,11 @@
 #include "tests/worker_model/parallel_main.h"
 
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <algorithm>
 
 #include "common/check.h"
+#include "kernels/cpu/parallel.h"
 
 namespace bough::testing {
 namespace {
@@ -28,7 +28,7 @@ int RunParallelTests(int argc, char** argv, const std::function<void(const std::
   const std::unique_ptr<MpiGroup> group = MpiGroup::Init(&argc, &argv);
   the_group = group.get();
   // The ranks share the cores, as in worker/main.cc.
-  omp_set_num_threads(std::max(1, omp_get_num_procs() / group->size()));
+  cpu::SetNumThreads(std::max(1, cpu::NumThreads() / group->size()));
   int exit_code = 0;
   if (group->rank() == 0) {
     ::testing::InitGoogleTest(&argc, argv);

@@ -5,11 +5,12 @@
 //     if (auto events = engine.Step(clock.Now())) Publish(*events);
 //   }
 //
-// The engine owns scheduler, block manager and all sequences. It holds no pointer to whoever publishes:
-// results go up as return values. Time comes in from outside.
+// The engine owns scheduler, block manager and all sequences. It holds no pointer to whoever
+// publishes: results go up as return values. Time comes in from outside.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,20 +21,23 @@
 #include "common/block_hash.h"
 #include "common/sampling_params.h"
 #include "worker/batch.h"
+#include "worker/block_manager.h"
 #include "worker/request.h"
 
 namespace bough {
 
 struct EngineConfig {
   // Behaviour.
-  std::string model_key;           // seeds the block hashes; same for every group of one deployment
+  std::string model_key;  // seeds the block hashes; same for every group of one deployment
   ModelLimits limits;
-  bool enable_prefix_caching = true;
+  bool enable_prefix_caching = true;  // false: requests share nothing; choices of one still do
   // Performance.
-  int num_blocks = 0;              // KV blocks of kBlockSize tokens
-  int max_num_seqs = 256;          // rows per step; raise for many parallel samples
+  int num_blocks = 0;                 // KV blocks of kBlockSize tokens
+  int max_num_seqs = 256;             // rows per step; raise for many parallel samples
   int max_num_batched_tokens = 2048;  // tokens per step; bounds a decode row's wait behind prefills
-  int max_waiting = 1024;          // requests; beyond it Submit ends in QUEUE_FULL
+  int max_waiting = 1024;             // requests; beyond it Submit ends in QUEUE_FULL
+  // The clock of Step's `now`; thread-safe. Tests put their own here.
+  std::function<absl::Time()> clock = [] { return absl::Now(); };
 };
 
 enum class Finish : uint8_t { kNone = 0, kEos = 1, kStopToken = 2, kLength = 3 };
@@ -66,24 +70,25 @@ struct DoneEvent {
   absl::Status status;
   std::string reason;  // "QUEUE_FULL", "DRAINING", "DEADLINE", "CANCELLED", "INVALID", "" when OK
   std::string stage;   // DEADLINE: "queue", "prefill" or "decode"
-  int32_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
+  std::vector<FieldViolation> violations;  // INVALID: at least one
+  int32_t prompt_tokens = 0, cached_tokens = 0,
+          generated_tokens = 0;  // generated here, all choices
   absl::Duration queue_time, prefill_time, decode_time;
 };
 
-// Of the prefix cache, in the order in which it happened.
-struct CacheEvents {
-  std::vector<BlockHash> stored, removed;
-};
-
 struct LoadReport {
-  int running = 0, waiting = 0;          // requests
+  int running = 0, waiting = 0;  // requests
   int free_blocks = 0, cached_blocks = 0, used_blocks = 0, total_blocks = 0;
-  int64_t active_unique_blocks = 0;      // read by running sequences, shared ones once
-  double drain_seconds = 0;              // until what is queued now is prefilled
-  double prefill_seconds_per_token = 0;  // fitted on line
+  int64_t active_unique_blocks = 0;  // held by running sequences, shared ones once
+  double drain_seconds = 0;          // until what is queued now is prefilled
+  // Fitted on line (worker/step_time.h), 0 until measured: a step's time is about
+  // decode_step_seconds
+  // + prefill_seconds_per_token * its tokens + decode_seconds_per_block * blocks its decode rows
+  // read.
+  double prefill_seconds_per_token = 0;
   double decode_step_seconds = 0;
   double decode_seconds_per_block = 0;
-  int64_t preemptions = 0;               // since start
+  int64_t preemptions = 0;  // since start
   bool draining = false;
 };
 
@@ -106,22 +111,23 @@ class Engine {
 
   // Thread-safe; they take effect at the next Step.
   void Submit(Request request);
-  void Cancel(const RequestKey& key, int32_t choice);  // -1 = the whole request; unknown keys are ignored
-  void CancelLink(uint64_t link);                      // the router's stream is gone
-  void SetDraining(bool draining);                     // new requests end in DRAINING
+  void Cancel(const RequestKey& key,
+              int32_t choice);      // -1 = the whole request; unknown keys are ignored
+  void CancelLink(uint64_t link);   // the router's stream is gone
+  void SetDraining(bool draining);  // new requests end in DRAINING
 
   // Thread-safe. Returns true as soon as Step would do something, false after `timeout`.
   bool WaitForWork(absl::Duration timeout);
 
-  // Engine thread. Applies the inbox, expires deadlines, runs one step of the model if anything can run.
-  // nullopt: nothing happened at all.
+  // Engine thread. Applies the inbox, expires deadlines, runs one step of the model if anything can
+  // run. nullopt: nothing happened at all.
   std::optional<StepEvents> Step(absl::Time now);
 
   // Engine thread.
   LoadReport Load() const;
 
-  // Engine thread. free + used + cached == total, every ref-count is explained by a sequence, no block
-  // is in two places. CHECKs; cheap enough for every test's end.
+  // Engine thread. free + used + cached == total, every ref-count is explained by a sequence, no
+  // block is in two places. CHECKs; cheap enough for every test's end.
   void CheckIntegrity() const;
 
  private:

@@ -1,0 +1,183 @@
+// A model whose KV cache can be read back: each slot keeps the token that was written to it, and
+// the next token is a hash of the whole history as found through the row's own block table. A wrong
+// block, copy, position or shared prefix therefore gives a wrong token. It also checks what every
+// batch promises.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/block_hash.h"
+#include "common/check.h"
+#include "worker/batch.h"
+
+namespace bough::testing {
+
+inline constexpr int kVocabSize = 97;
+
+inline uint64_t Mix(uint64_t h, uint64_t x) {
+  h = (h ^ x) * 0x9E3779B97F4A7C15ull;
+  return h ^ (h >> 29);
+}
+
+// The token after `history`, drawn for a choice; the first that is not banned.
+inline int32_t NextToken(std::span<const int32_t> history, uint64_t seed, int32_t choice,
+                         int32_t position, std::span<const int32_t> banned) {
+  uint64_t h = Mix(Mix(Mix(1, seed), choice), position);
+  for (int32_t token : history) h = Mix(h, token);
+  int32_t token = static_cast<int32_t>(h % kVocabSize);
+  while (std::find(banned.begin(), banned.end(), token) != banned.end()) {
+    token = (token + 1) % kVocabSize;
+  }
+  return token;
+}
+
+class FakeModel : public StepExecutor {
+ public:
+  FakeModel(int num_blocks, int max_rows, int max_tokens)
+      : max_rows_(max_rows), max_tokens_(max_tokens), kv_(num_blocks * kBlockSize, kUnwritten) {}
+
+  StepResult Execute(const Batch& batch) override {
+    CheckShape(batch);
+    CheckForest(batch);
+    CopyBlocks(batch);
+    WriteTokens(batch);
+    ++num_steps;
+    max_rows_seen = std::max(max_rows_seen, batch.num_seqs());
+    if (on_step) on_step(batch);
+    return Sample(batch);
+  }
+
+  std::function<void(const Batch&)> on_step;
+  int num_steps = 0;
+  int max_rows_seen = 0;
+  int64_t num_copies = 0, num_shared_rows = 0, num_computed = 0;
+
+ private:
+  static constexpr int32_t kUnwritten = -7;
+
+  std::span<const int32_t> Table(const Batch& b, int row) const {
+    return std::span(b.block_tables).subspan(row * b.max_blocks, b.max_blocks);
+  }
+
+  void CheckShape(const Batch& b) const {
+    CHECK_GT(b.num_tokens(), 0);
+    CHECK_LE(b.num_tokens(), max_tokens_);
+    CHECK_LE(b.num_seqs(), max_rows_);
+    CHECK_LE(b.samples.size(), static_cast<size_t>(max_rows_));
+    CHECK_EQ(b.cu_seqlens_q.size(), b.seqlens_kv.size() + 1);
+    CHECK_EQ(b.cu_seqlens_q.back(), b.num_tokens());
+    CHECK_EQ(b.positions.size(), b.tokens.size());
+    CHECK_EQ(b.slot_mapping.size(), b.tokens.size());
+    CHECK_EQ(b.block_tables.size(), b.seqlens_kv.size() * b.max_blocks);
+    std::set<int32_t> written;
+    for (int row = 0; row < b.num_seqs(); ++row) {
+      const int begin = b.cu_seqlens_q[row], end = b.cu_seqlens_q[row + 1];
+      CHECK_GT(end, begin);
+      if (row < b.num_decode) CHECK_EQ(end - begin, 1);
+      CHECK_EQ(b.positions[end - 1] + 1, b.seqlens_kv[row]);
+      const auto table = Table(b, row);
+      for (int i = begin; i < end; ++i) {
+        const int pos = b.seqlens_kv[row] - (end - i);
+        CHECK_EQ(b.positions[i], pos);
+        CHECK_EQ(b.slot_mapping[i], table[pos / kBlockSize] * kBlockSize + pos % kBlockSize);
+        written.insert(table[pos / kBlockSize]);
+      }
+      for (int col = 0; col < b.max_blocks; ++col) {
+        const bool is_read = col * kBlockSize < b.seqlens_kv[row];
+        CHECK_EQ(table[col] >= 0, is_read) << "row " << row << " column " << col;
+      }
+    }
+    // A block that is written in this step is in one table only.
+    std::map<int32_t, int> owner;
+    for (int row = 0; row < b.num_seqs(); ++row) {
+      for (int32_t block : Table(b, row)) {
+        if (block < 0 || !written.contains(block)) continue;
+        const auto [it, is_new] = owner.try_emplace(block, row);
+        CHECK(is_new) << "rows " << it->second << " and " << row << " share written block "
+                      << block;
+      }
+    }
+  }
+
+  void CheckForest(const Batch& b) {
+    const int num_groups = static_cast<int>(b.prefix_len.size());
+    CHECK_EQ(b.group_start.size(), b.prefix_len.size() + 1);
+    CHECK_EQ(b.group_start.front(), 0);
+    CHECK_EQ(b.group_start.back(), b.num_decode);
+    for (int g = 0; g < num_groups; ++g) {
+      const int begin = b.group_start[g], end = b.group_start[g + 1];
+      CHECK_LT(begin, end);
+      CHECK_EQ(b.prefix_len[g] % kBlockSize, 0);
+      if (b.prefix_len[g] > 0) num_shared_rows += end - begin;
+      for (int row = begin; row < end; ++row) {
+        CHECK_LT(b.prefix_len[g], b.seqlens_kv[row]);
+        const auto first = Table(b, begin), table = Table(b, row);
+        CHECK(
+            std::equal(table.begin(), table.begin() + b.prefix_len[g] / kBlockSize, first.begin()));
+      }
+    }
+  }
+
+  // In any order, so no block may be source and destination, or destination twice.
+  void CopyBlocks(const Batch& b) {
+    CHECK_EQ(b.copy_src.size(), b.copy_dst.size());
+    std::set<int32_t> sources(b.copy_src.begin(), b.copy_src.end()), destinations;
+    for (size_t i = 0; i < b.copy_src.size(); ++i) {
+      CHECK(!sources.contains(b.copy_dst[i]));
+      CHECK(destinations.insert(b.copy_dst[i]).second);
+      std::copy_n(kv_.begin() + b.copy_src[i] * kBlockSize, kBlockSize,
+                  kv_.begin() + b.copy_dst[i] * kBlockSize);
+      ++num_copies;
+    }
+  }
+
+  void WriteTokens(const Batch& b) {
+    for (int i = 0; i < b.num_tokens(); ++i) kv_[b.slot_mapping[i]] = b.tokens[i];
+    num_computed += b.num_tokens();
+  }
+
+  std::vector<int32_t> History(const Batch& b, int row) const {
+    std::vector<int32_t> history(b.seqlens_kv[row]);
+    const auto table = Table(b, row);
+    for (int pos = 0; pos < b.seqlens_kv[row]; ++pos) {
+      history[pos] = kv_[table[pos / kBlockSize] * kBlockSize + pos % kBlockSize];
+    }
+    return history;
+  }
+
+  StepResult Sample(const Batch& b) const {
+    StepResult result;
+    std::map<int32_t, std::vector<int32_t>> histories;  // by logits row
+    for (const SamplingRow& s : b.samples) {
+      const int32_t at = b.logits_tokens[s.logits_row];
+      auto [it, is_new] = histories.try_emplace(s.logits_row);
+      if (is_new) {
+        const auto row = std::upper_bound(b.cu_seqlens_q.begin(), b.cu_seqlens_q.end(), at) -
+                         b.cu_seqlens_q.begin() - 1;
+        CHECK_EQ(at + 1, b.cu_seqlens_q[row + 1]);
+        it->second = History(b, static_cast<int>(row));
+      }
+      const auto banned =
+          std::span(b.banned_ids).subspan(s.banned_begin, s.banned_end - s.banned_begin);
+      result.tokens.push_back(NextToken(it->second, s.seed, s.choice, s.position, banned));
+      result.logprobs.push_back(-0.5f);
+      for (int k = 0; k < b.max_top; ++k) {
+        result.top_ids.push_back(k < s.num_logprobs ? k : -1);
+        result.top_logprobs.push_back(-1.0f - k);
+      }
+    }
+    return result;
+  }
+
+  const int max_rows_, max_tokens_;
+  std::vector<int32_t> kv_;
+};
+
+}  // namespace bough::testing

@@ -1,0 +1,32 @@
+// From a plan to the flat batch: the one place where sequences turn into arrays.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/sampling_params.h"
+#include "worker/batch.h"
+#include "worker/scheduler.h"
+
+namespace bough {
+
+// Who gets the token of a row of Batch::samples. `leader` is set for a fork: its prefill gave the
+// logits.
+struct SampledRow {
+  Sequence* seq = nullptr;
+  const Sequence* leader = nullptr;
+};
+
+struct BuiltBatch {
+  Batch batch;
+  std::vector<SampledRow> sampled;  // as batch.samples
+  // Of this step, for load and metrics.
+  int64_t num_decode_blocks = 0;  // read by decode rows, a group's prefix once
+  int num_shared_rows = 0;        // decode rows in a group with a prefix
+  int num_prefill_tokens = 0;
+};
+
+// Overwrites `built`, whose arrays keep their memory from step to step.
+void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, BuiltBatch* built);
+
+}  // namespace bough

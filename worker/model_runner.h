@@ -39,6 +39,7 @@ class ModelRunner : public StepExecutor {
 
   const ModelConfig& config() const;
   int num_blocks() const;  // the same on all ranks: the smallest of what fits
+  int64_t kv_block_bytes() const;  // one block on this rank, K and V of all layers
   int max_model_len() const;
   // Identifies weights and precision for the block hashes: folder name, shapes and a fingerprint of the
   // checkpoint's headers. Equal for equal folders whatever the parallel layout.

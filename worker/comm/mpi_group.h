@@ -31,9 +31,11 @@ class MpiGroup {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Collective. The first rank's error (lowest rank) on every rank, prefixed with that rank; OK only when
-  // all are OK.
+  // Collective. The first rank's error (lowest rank) on every rank, prefixed with that rank when there
+  // are several; OK only when all are OK.
   virtual absl::Status Agree(const absl::Status& mine) = 0;
+  // Collective. The smallest of all ranks' values.
+  virtual int64_t Min(int64_t mine) = 0;
 
   // Rank 0 sends, the others receive. A receiver that finds nothing gives its core away: it polls for
   // 50 us, then sleeps in growing steps of at most 1 ms, so that an idle group costs no CPU.

@@ -1,0 +1,105 @@
+#include "tests/worker_model/hand_batch.h"
+
+#include <algorithm>
+
+#include "common/block_hash.h"
+#include "common/check.h"
+
+namespace bough::testing {
+
+HandBatches::HandBatches(std::vector<TokenIds> prompts, int max_len)
+    : tokens_(std::move(prompts)), num_computed_(tokens_.size(), 0) {
+  const int blocks_per_seq = (max_len + kBlockSize - 1) / kBlockSize;
+  // Block ids run backwards, so that no test passes because a sequence's blocks lie in a row.
+  num_blocks_ = num_seqs() * blocks_per_seq;
+  int next = num_blocks_;
+  block_tables_.resize(tokens_.size());
+  for (auto& table : block_tables_) {
+    for (int i = 0; i < blocks_per_seq; ++i) table.push_back(--next);
+  }
+}
+
+void HandBatches::SharePrefix(int num_tokens) {
+  CHECK_EQ(num_tokens % kBlockSize, 0);
+  shared_tokens_ = num_tokens;
+  for (int seq = 1; seq < num_seqs(); ++seq) {
+    CHECK_LT(num_tokens, static_cast<int>(tokens_[seq].size()));
+    std::copy_n(block_tables_[0].begin(), num_tokens / kBlockSize, block_tables_[seq].begin());
+    num_computed_[seq] = num_tokens;
+  }
+}
+
+bool HandBatches::IsPrefilled(int seq) const {
+  return num_computed_[seq] == static_cast<int>(tokens_[seq].size());
+}
+
+void HandBatches::AddRow(int seq, int num_tokens, Batch* batch) {
+  if (batch->cu_seqlens_q.empty()) batch->cu_seqlens_q.push_back(0);
+  const std::vector<int32_t>& blocks = block_tables_[seq];
+  for (int i = 0; i < num_tokens; ++i) {
+    const int position = num_computed_[seq]++;
+    batch->tokens.push_back(tokens_[seq][position]);
+    batch->positions.push_back(position);
+    batch->slot_mapping.push_back(blocks[position / kBlockSize] * kBlockSize +
+                                  position % kBlockSize);
+  }
+  batch->cu_seqlens_q.push_back(batch->num_tokens());
+  batch->seqlens_kv.push_back(num_computed_[seq]);
+  batch->max_blocks = static_cast<int32_t>(blocks.size());
+  batch->block_tables.insert(batch->block_tables.end(), blocks.begin(), blocks.end());
+  if (IsPrefilled(seq)) {
+    SamplingRow row;
+    row.logits_row = static_cast<int32_t>(batch->logits_tokens.size());
+    row.temperature = 0;
+    batch->logits_tokens.push_back(batch->num_tokens() - 1);
+    batch->samples.push_back(row);
+  }
+}
+
+Batch HandBatches::Prefill(int seq, int max_chunk) {
+  Batch batch;
+  const int left = static_cast<int>(tokens_[seq].size()) - num_computed_[seq];
+  AddRow(seq, std::min(left, max_chunk), &batch);
+  batch.group_start = {0};
+  return batch;
+}
+
+Batch HandBatches::Decode() {
+  Batch batch;
+  for (int seq = 0; seq < num_seqs(); ++seq) {
+    CHECK_EQ(num_computed_[seq] + 1, static_cast<int>(tokens_[seq].size()));
+    AddRow(seq, 1, &batch);
+    if (shared_tokens_ == 0) {
+      batch.group_start.push_back(seq);
+      batch.prefix_len.push_back(0);
+    }
+  }
+  if (shared_tokens_ > 0) {
+    batch.group_start = {0};
+    batch.prefix_len = {shared_tokens_};
+  }
+  batch.group_start.push_back(num_seqs());
+  batch.num_decode = num_seqs();
+  return batch;
+}
+
+std::vector<TokenIds> GreedyTokens(HandBatches* sequences, int num_tokens, int max_chunk,
+                                   const std::function<StepResult(const Batch&)>& execute) {
+  std::vector<TokenIds> answers(sequences->num_seqs());
+  const auto append = [&](int seq, int32_t token) {
+    answers[seq].push_back(token);
+    sequences->Append(seq, token);
+  };
+  for (int seq = 0; seq < sequences->num_seqs(); ++seq) {
+    StepResult result;
+    while (!sequences->IsPrefilled(seq)) result = execute(sequences->Prefill(seq, max_chunk));
+    append(seq, result.tokens.at(0));
+  }
+  for (int i = 1; i < num_tokens; ++i) {
+    const StepResult result = execute(sequences->Decode());
+    for (int seq = 0; seq < sequences->num_seqs(); ++seq) append(seq, result.tokens.at(seq));
+  }
+  return answers;
+}
+
+}  // namespace bough::testing

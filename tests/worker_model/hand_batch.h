@@ -1,0 +1,50 @@
+// Batches by hand: a fixed set of sequences on blocks of their own, without a scheduler.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "worker/batch.h"
+
+namespace bough::testing {
+
+using TokenIds = std::vector<int32_t>;
+
+// Sequences that grow together. Each owns blocks from the start, except for what it shares.
+class HandBatches {
+ public:
+  // Blocks for `max_len` tokens a sequence.
+  HandBatches(std::vector<TokenIds> prompts, int max_len);
+  // All prompts begin with these tokens: whole blocks that only the first sequence computes. Call
+  // before the first batch. REQUIRES: num_tokens is a multiple of the block size and less than
+  // every prompt.
+  void SharePrefix(int num_tokens);
+
+  int num_seqs() const { return static_cast<int>(tokens_.size()); }
+  int num_blocks() const { return num_blocks_; }
+  const TokenIds& tokens(int seq) const { return tokens_[seq]; }
+
+  // The next `max_chunk` tokens of one sequence's prompt. Logits and a greedy sample come from the
+  // chunk that ends it.
+  Batch Prefill(int seq, int max_chunk);
+  bool IsPrefilled(int seq) const;
+  // One token of every sequence, which are one group when they share a prefix.
+  Batch Decode();
+  void Append(int seq, int32_t token) { tokens_[seq].push_back(token); }
+
+ private:
+  void AddRow(int seq, int num_tokens, Batch* batch);
+
+  std::vector<TokenIds> tokens_;
+  std::vector<int> num_computed_;
+  std::vector<std::vector<int32_t>> block_tables_;
+  int num_blocks_ = 0;
+  int shared_tokens_ = 0;
+};
+
+// Greedy continuations of all sequences, `num_tokens` each, decoded together after their prefills.
+std::vector<TokenIds> GreedyTokens(HandBatches* sequences, int num_tokens, int max_chunk,
+                                   const std::function<StepResult(const Batch&)>& execute);
+
+}  // namespace bough::testing

@@ -1,0 +1,41 @@
+// The paged KV cache of one rank: per layer K and V as [num_blocks, num_kv_heads, kBlockSize,
+// head_dim]. Which block belongs to whom is the block manager's business.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/dtype.h"
+#include "worker/model/device_buffer.h"
+#include "worker/model/model_config.h"
+#include "worker/model/shard.h"
+
+namespace bough {
+
+// Called only from the thread that runs batches.
+class KvCache {
+ public:
+  static constexpr DType kDType = DType::kF32;
+
+  // K and V of all layers on this rank.
+  static int64_t BytesPerBlock(const ModelConfig& config, const Shard& shard);
+
+  static absl::StatusOr<KvCache> Allocate(const ModelConfig& config, const Shard& shard,
+                                          int num_blocks);
+
+  int num_blocks() const { return num_blocks_; }
+  void* k(int layer) const { return k_[layer].data(); }
+  void* v(int layer) const { return v_[layer].data(); }
+
+  // Whole blocks, in all layers. Sources and destinations are disjoint sets.
+  void CopyBlocks(std::span<const int32_t> src, std::span<const int32_t> dst);
+
+ private:
+  int num_blocks_ = 0;
+  int64_t block_bytes_ = 0;  // of one block of one layer in k_ or v_
+  std::vector<DeviceBuffer> k_, v_;
+};
+
+}  // namespace bough

@@ -5,3 +5,6 @@ add_project_library(worker_serve
   DEPS common proto worker_core gRPC::grpc++_reflection absl::flags absl::flat_hash_map
        absl::flat_hash_set absl::str_format absl::time)
 target_compile_definitions(worker_serve PRIVATE BOUGH_VERSION="${PROJECT_VERSION}")
+
+add_project_binary(bough-worker SOURCES main.cc
+  DEPS worker_serve worker_runner worker_comm OpenMP::OpenMP_CXX)

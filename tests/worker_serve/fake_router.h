@@ -66,6 +66,12 @@ class FakeRouter {
     request.mutable_snapshot();
     Send(request);
   }
+  // The group takes messages in order: once it answers this one it has taken all before.
+  // REQUIRES: the greeting has been read.
+  void WaitUntilHeard() {
+    AskForSnapshot();
+    Next(link::LinkResponse::kSnapshot);
+  }
   void Vanish() { context_.TryCancel(); }
 
   // The next message; an empty one when the stream has ended.

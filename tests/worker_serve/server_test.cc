@@ -72,8 +72,9 @@ class GroupServerTest : public ::testing::Test {
     grpc::GenericStub stub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
     grpc::ClientContext context;
     grpc::CompletionQueue queue;
-    const auto call =
-        stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer(), &queue);
+    const grpc::Slice request;  // all fields at their defaults: the whole server
+    const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check",
+                                            grpc::ByteBuffer(&request, 1), &queue);
     call->StartCall();
     grpc::ByteBuffer reply;
     grpc::Status status;
@@ -177,9 +178,11 @@ TEST_F(GroupServerTest, AnotherAttemptGoesOnAfterWhatWasEmitted) {
 TEST_F(GroupServerTest, ACancelledRequestEndsInCancelled) {
   Serve();
   FakeRouter router(address_);
+  router.Next(Response::kLoad);  // the greeting's end
   router.Send(MakeSubmit(5, kEpoch, Tokens(10), 1, 500));
   Step();
   router.Cancel(5, -1);
+  router.WaitUntilHeard();
   StepUntilDone(1);
   const link::Done done = router.NextDone();
   EXPECT_EQ(done.code(), grpc::StatusCode::CANCELLED);

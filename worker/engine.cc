@@ -4,16 +4,11 @@
 #include <utility>
 #include <variant>
 
-#include "absl/container/btree_map.h"
-#include "absl/container/flat_hash_map.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "common/check.h"
 #include "worker/batch_builder.h"
-#include "worker/request_check.h"
+#include "worker/live_requests.h"
 #include "worker/scheduler.h"
-#include "worker/sequence_blocks.h"
 #include "worker/step_time.h"
 
 namespace bough {
@@ -46,20 +41,6 @@ Finish FinishOf(const Sequence& seq, const ModelLimits& limits) {
   return is_full ? Finish::kLength : Finish::kNone;
 }
 
-// How long each stage took, for a request that ends at `end`.
-void FillTimings(const LiveRequest& live, absl::Time end, DoneEvent* done) {
-  const absl::Time scheduled = std::min(live.first_scheduled, end);
-  const absl::Time first_token = std::min(live.first_token, end);
-  done->queue_time = scheduled - live.submitted;
-  done->prefill_time = first_token - scheduled;
-  done->decode_time = end - first_token;
-}
-
-const char* StageOf(const LiveRequest& live) {
-  if (!live.was_admitted) return "queue";
-  return live.first_token == absl::InfiniteFuture() ? "prefill" : "decode";
-}
-
 }  // namespace
 
 struct Engine::Impl {
@@ -67,7 +48,8 @@ struct Engine::Impl {
       : config(c),
         executor(e),
         blocks(c.num_blocks),
-        scheduler({c.max_num_seqs, c.max_num_batched_tokens}, &blocks) {}
+        scheduler({c.max_num_seqs, c.max_num_batched_tokens}, &blocks),
+        requests(&config, &scheduler) {}
 
   void Push(Op op) {
     absl::MutexLock lock(&mutex);
@@ -75,21 +57,16 @@ struct Engine::Impl {
   }
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { return has_live || !inbox.empty(); }
 
-  void Handle(SubmitOp op, absl::Time now);
-  void Handle(const CancelOp& op, absl::Time now);
-  void Handle(const CancelLinkOp& op, absl::Time now);
-  void Handle(const DrainOp& op, absl::Time) { draining = op.draining; }
-  void Refuse(const SubmitOp& op, absl::Time now, absl::Status status, std::string reason,
-              std::vector<FieldViolation> violations = {});
-  void ExpireDeadlines(absl::Time now);
+  void Handle(SubmitOp op, absl::Time now) {
+    requests.Submit(std::move(op.request), op.submitted, now);
+  }
+  void Handle(const CancelOp& op, absl::Time now) { requests.Cancel(op.key, op.choice, now); }
+  void Handle(const CancelLinkOp& op, absl::Time now) { requests.CancelLink(op.link, now); }
+  void Handle(const DrainOp& op, absl::Time) { requests.set_draining(op.draining); }
   void Run(const Plan& plan, absl::Time now);
   void Acknowledge(const Plan& plan, absl::Time now);
   void HandOut(const StepResult& result, absl::Time now);
   Finish AddToken(const SampledRow& row, size_t i, const StepResult& result, absl::Time now);
-  void FinishChoice(Sequence* seq, absl::Time now);
-  void End(LiveRequest* live, absl::Time now, absl::Status status, std::string reason,
-           std::string stage = "");
-  BlockHash RootOf(const Request& request) const;
   LoadReport Load() const;
 
   const EngineConfig config;
@@ -103,129 +80,21 @@ struct Engine::Impl {
   BlockManager blocks;
   Scheduler scheduler;
   StepTimeModel step_time;
-  bool draining = false;
-  uint64_t num_arrivals = 0;
+  LiveRequests requests;
   int64_t num_steps = 0;
-  absl::btree_map<uint64_t, std::unique_ptr<LiveRequest>> live;  // by arrival
-  absl::flat_hash_map<RequestKey, LiveRequest*> by_key;
   BuiltBatch built;
   StepEvents events;  // of the step in progress
 };
-
-BlockHash Engine::Impl::RootOf(const Request& request) const {
-  if (config.enable_prefix_caching) return RootHash(config.model_key, request.cache_salt);
-  return RootHash(config.model_key, absl::StrCat("request ", num_arrivals));
-}
-
-void Engine::Impl::Handle(SubmitOp op, absl::Time now) {
-  if (draining) {
-    return Refuse(op, now, absl::UnavailableError("the group is draining"), "DRAINING");
-  }
-  std::vector<FieldViolation> bad = CheckRequest(op.request, config.limits, config.num_blocks);
-  if (by_key.contains(op.request.key)) {
-    bad.push_back({"handle", absl::StrFormat("%d is in use", op.request.key.handle)});
-  }
-  if (!bad.empty()) {
-    auto status = absl::InvalidArgumentError(JoinViolations(bad));
-    return Refuse(op, now, std::move(status), "INVALID", std::move(bad));
-  }
-  if (scheduler.num_waiting_requests() >= config.max_waiting) {
-    auto status = absl::ResourceExhaustedError(absl::StrFormat(
-        "%d requests wait, the limit is %d", scheduler.num_waiting_requests(), config.max_waiting));
-    return Refuse(op, now, std::move(status), "QUEUE_FULL");
-  }
-  const BlockHash root = RootOf(op.request);
-  const uint64_t arrival = num_arrivals++;
-  auto request = std::make_unique<LiveRequest>(std::move(op.request), root, arrival, op.submitted);
-  by_key[request->request.key] = request.get();
-  scheduler.Add(request.get());
-  live[arrival] = std::move(request);
-}
-
-void Engine::Impl::Refuse(const SubmitOp& op, absl::Time now, absl::Status status,
-                          std::string reason, std::vector<FieldViolation> violations) {
-  DoneEvent done;
-  done.key = op.request.key;
-  done.attempt = op.request.attempt;
-  done.request_id = op.request.request_id;
-  done.traceparent = op.request.traceparent;
-  done.status = std::move(status);
-  done.reason = std::move(reason);
-  done.violations = std::move(violations);
-  done.prompt_tokens = static_cast<int32_t>(op.request.prompt_ids.size());
-  done.queue_time = now - op.submitted;
-  events.dones.push_back(std::move(done));
-}
-
-void Engine::Impl::Handle(const CancelOp& op, absl::Time now) {
-  const auto it = by_key.find(op.key);
-  if (it == by_key.end()) return;
-  LiveRequest* request = it->second;
-  if (op.choice < 0) return End(request, now, absl::CancelledError("cancelled"), "CANCELLED");
-  for (Sequence& seq : request->sequences) {
-    if (seq.choice != op.choice || seq.state == SequenceState::kFinished) continue;
-    return FinishChoice(&seq, now);
-  }
-}
-
-void Engine::Impl::Handle(const CancelLinkOp& op, absl::Time now) {
-  std::vector<LiveRequest*> gone;
-  for (const auto& [arrival, request] : live) {
-    if (request->request.key.link == op.link) gone.push_back(request.get());
-  }
-  for (LiveRequest* request : gone) {
-    End(request, now, absl::CancelledError("the router's stream is gone"), "CANCELLED");
-  }
-}
-
-void Engine::Impl::ExpireDeadlines(absl::Time now) {
-  std::vector<LiveRequest*> expired;
-  for (const auto& [arrival, request] : live) {
-    if (request->request.deadline <= now) expired.push_back(request.get());
-  }
-  for (LiveRequest* request : expired) {
-    const char* stage = StageOf(*request);
-    End(request, now, absl::DeadlineExceededError(absl::StrCat("deadline passed in ", stage)),
-        "DEADLINE", stage);
-  }
-}
-
-void Engine::Impl::End(LiveRequest* request, absl::Time now, absl::Status status,
-                       std::string reason, std::string stage) {
-  for (auto seq = request->sequences.rbegin(); seq != request->sequences.rend(); ++seq) {
-    if (seq->state != SequenceState::kFinished) scheduler.Finish(&*seq);
-  }
-  DoneEvent done;
-  done.key = request->request.key;
-  done.attempt = request->request.attempt;
-  done.request_id = request->request.request_id;
-  done.traceparent = request->request.traceparent;
-  done.status = std::move(status);
-  done.reason = std::move(reason);
-  done.stage = std::move(stage);
-  done.prompt_tokens = static_cast<int32_t>(request->request.prompt_ids.size());
-  done.cached_tokens = request->cached_tokens;
-  done.generated_tokens = request->generated_tokens;
-  FillTimings(*request, now, &done);
-  events.dones.push_back(std::move(done));
-  by_key.erase(request->request.key);
-  live.erase(request->arrival);
-}
-
-void Engine::Impl::FinishChoice(Sequence* seq, absl::Time now) {
-  scheduler.Finish(seq);
-  if (--seq->request->num_unfinished == 0) End(seq->request, now, absl::OkStatus(), "");
-}
 
 void Engine::Impl::Acknowledge(const Plan& plan, absl::Time now) {
   for (const Chunk& chunk : plan.prefills) {
     LiveRequest* request = chunk.seq->request;
     if (request->first_scheduled != absl::InfiniteFuture()) continue;
-    request->first_scheduled = now;
+    request->first_scheduled = std::max(now, request->submitted);
     const bool shares = request->sequences.size() > 1;
     events.acks.push_back({request->request.key, request->request.attempt, request->cached_tokens,
                            shares ? static_cast<int32_t>(request->prompt_hashes.size()) : 0,
-                           now - request->submitted});
+                           request->first_scheduled - request->submitted});
   }
 }
 
@@ -260,7 +129,7 @@ void Engine::Impl::HandOut(const StepResult& result, absl::Time now) {
     }
   }
   // After all forks: a leader that is done with its first token still gave its blocks to them.
-  for (Sequence* seq : finished) FinishChoice(seq, now);
+  for (Sequence* seq : finished) requests.FinishChoice(seq, now);
 }
 
 Finish Engine::Impl::AddToken(const SampledRow& row, size_t i, const StepResult& result,
@@ -292,7 +161,7 @@ Finish Engine::Impl::AddToken(const SampledRow& row, size_t i, const StepResult&
 LoadReport Engine::Impl::Load() const {
   LoadReport load;
   load.waiting = scheduler.num_waiting_requests();
-  load.running = static_cast<int>(live.size()) - load.waiting;
+  load.running = static_cast<int>(requests.all().size()) - load.waiting;
   load.free_blocks = blocks.num_free();
   load.cached_blocks = blocks.num_cached();
   load.used_blocks = blocks.num_used();
@@ -306,7 +175,7 @@ LoadReport Engine::Impl::Load() const {
       (queued + config.max_num_batched_tokens - 1) / config.max_num_batched_tokens;
   load.drain_seconds = queued * load.prefill_seconds_per_token + steps * load.decode_step_seconds;
   load.preemptions = scheduler.num_preemptions();
-  load.draining = draining;
+  load.draining = requests.draining();
   return load;
 }
 
@@ -332,22 +201,23 @@ std::optional<StepEvents> Engine::Step(absl::Time now) {
     absl::MutexLock lock(&impl_->mutex);
     ops.swap(impl_->inbox);
   }
-  const bool was_idle = ops.empty() && impl_->live.empty();
+  const bool was_idle = ops.empty() && impl_->requests.all().empty();
   for (Op& op : ops) {
     std::visit([&](auto& o) { impl_->Handle(std::move(o), now); }, op);
   }
-  impl_->ExpireDeadlines(now);
-  if (!impl_->live.empty()) {
+  impl_->requests.ExpireDeadlines(now);
+  if (!impl_->requests.all().empty()) {
     const Plan plan = impl_->scheduler.Next();
-    CHECK(!plan.empty()) << impl_->live.size() << " requests and nothing to do";
+    CHECK(!plan.empty()) << impl_->requests.all().size() << " requests and nothing to do";
     impl_->Run(plan, now);
   }
   {
     absl::MutexLock lock(&impl_->mutex);
-    impl_->has_live = !impl_->live.empty();
+    impl_->has_live = !impl_->requests.all().empty();
   }
   if (was_idle) return std::nullopt;
   StepEvents events = std::exchange(impl_->events, {});
+  events.dones = impl_->requests.TakeDones();
   events.cache = impl_->blocks.TakeEvents();
   if (!impl_->config.enable_prefix_caching) events.cache = {};
   events.load = impl_->Load();
@@ -358,7 +228,7 @@ LoadReport Engine::Load() const { return impl_->Load(); }
 
 void Engine::CheckIntegrity() const {
   std::vector<int> refs(impl_->config.num_blocks, 0);
-  for (const auto& [arrival, request] : impl_->live) {
+  for (const auto& [arrival, request] : impl_->requests.all()) {
     for (const Sequence& seq : request->sequences) {
       CHECK_EQ(seq.block_table.empty(), !seq.running());
       for (int32_t block : seq.block_table) ++refs[block];

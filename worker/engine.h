@@ -92,6 +92,7 @@ struct LoadReport {
   bool draining = false;
 };
 
+// To be published in this order: a request's tokens precede its Done.
 struct StepEvents {
   std::vector<AckEvent> acks;
   std::vector<TokenEvent> tokens;

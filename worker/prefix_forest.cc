@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "common/block_hash.h"
 
@@ -53,24 +54,27 @@ class Trie {
     }
     const int id = static_cast<int>(nodes_.size());
     nodes_.emplace_back().depth = common;
-    // Rows that go on, by their next block; those that end here come first.
-    const auto next_block = [&](int32_t row) {
-      return Limit(row) > common ? Table(row)[common] : kNone;
-    };
-    std::stable_sort(order_.begin() + begin, order_.begin() + end,
-                     [&](int32_t a, int32_t b) { return next_block(a) < next_block(b); });
-    for (int i = begin; i < end;) {
-      const int32_t block = next_block(order_[i]);
-      int j = i + 1;
-      while (j < end && next_block(order_[j]) == block) ++j;
+    // By next block; rows that end here come first.
+    keyed_.clear();
+    for (int i = begin; i < end; ++i) {
+      const int32_t row = order_[i];
+      keyed_.emplace_back(Limit(row) > common ? Table(row)[common] : kNone, row);
+    }
+    std::sort(keyed_.begin(), keyed_.end());
+    std::vector<std::pair<int, int>> branches;
+    for (int i = begin, j = begin; i < end; i = j) {
+      const int32_t block = keyed_[i - begin].first;
+      for (; j < end && keyed_[j - begin].first == block; ++j) order_[j] = keyed_[j - begin].second;
       if (block == kNone || j == i + 1) {
         nodes_[id].leaves.insert(nodes_[id].leaves.end(), order_.begin() + i, order_.begin() + j);
       } else {
-        const int child = Build(i, j, common);
-        nodes_[child].next_sibling = nodes_[id].first_child;
-        nodes_[id].first_child = child;
+        branches.emplace_back(i, j);
       }
-      i = j;
+    }
+    for (const auto& [from, to] : branches) {
+      const int child = Build(from, to, common);
+      nodes_[child].next_sibling = nodes_[id].first_child;
+      nodes_[id].first_child = child;
     }
     nodes_[id].value_as_group = Below(id, common) - common;
     return id;
@@ -116,6 +120,7 @@ class Trie {
 
   std::span<const DecodeRow> rows_;
   std::vector<int32_t> order_;
+  std::vector<std::pair<int32_t, int32_t>> keyed_;  // next block and row, while a node is built
   std::vector<Node> nodes_;
 };
 

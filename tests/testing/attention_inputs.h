@@ -66,52 +66,68 @@ class AttentionInputs {
   std::vector<int> OutputShape() const { return {num_tokens(), shape_.num_heads, shape_.head_dim}; }
 
   std::vector<float> RunPaged() const {
-    std::vector<float> o(int64_t{num_tokens()} * shape_.num_heads * shape_.head_dim, NAN);
-    cpu::PagedAttention({.q = q.data(),
-                         .k_cache = k_bytes_.data(),
-                         .v_cache = v_bytes_.data(),
-                         .block_tables = block_tables.data(),
-                         .cu_seqlens_q = cu_seqlens_q.data(),
-                         .seqlens_kv = seqlens_kv.data(),
-                         .o = o.data(),
-                         .num_seqs = num_seqs(),
-                         .num_heads = shape_.num_heads,
-                         .num_kv_heads = shape_.num_kv_heads,
-                         .head_dim = shape_.head_dim,
-                         .block_size = shape_.block_size,
-                         .max_blocks = max_blocks_,
-                         .q_stride = q_stride_,
-                         .sliding_window = shape_.sliding_window,
-                         .sm_scale = sm_scale(),
-                         .dtype = DType::kF32,
-                         .kv_dtype = shape_.kv_dtype});
+    std::vector<float> o = EmptyOutput();
+    PagedAttentionParams params = Paged();
+    params.o = o.data();
+    cpu::PagedAttention(params);
     return o;
   }
 
   // Groups: group_start and prefix_len as the op's.
   std::vector<float> RunBifurcated(const std::vector<int32_t>& group_start,
                                    const std::vector<int32_t>& prefix_len) const {
-    std::vector<float> o(int64_t{num_tokens()} * shape_.num_heads * shape_.head_dim, NAN);
-    cpu::BifurcatedAttention({.q = q.data(),
-                              .k_cache = k_bytes_.data(),
-                              .v_cache = v_bytes_.data(),
-                              .block_tables = block_tables.data(),
-                              .seqlens_kv = seqlens_kv.data(),
-                              .group_start = group_start.data(),
-                              .prefix_len = prefix_len.data(),
-                              .o = o.data(),
-                              .num_seqs = num_seqs(),
-                              .num_groups = static_cast<int>(prefix_len.size()),
-                              .num_heads = shape_.num_heads,
-                              .num_kv_heads = shape_.num_kv_heads,
-                              .head_dim = shape_.head_dim,
-                              .block_size = shape_.block_size,
-                              .max_blocks = max_blocks_,
-                              .q_stride = q_stride_,
-                              .sm_scale = sm_scale(),
-                              .dtype = DType::kF32,
-                              .kv_dtype = shape_.kv_dtype});
+    std::vector<float> o = EmptyOutput();
+    BifurcatedAttentionParams params = Bifurcated(group_start, prefix_len);
+    params.o = o.data();
+    cpu::BifurcatedAttention(params);
     return o;
+  }
+
+  // The ops' parameters over host memory, without o.
+  PagedAttentionParams Paged() const {
+    return {.q = q.data(),
+            .k_cache = k_bytes_.data(),
+            .v_cache = v_bytes_.data(),
+            .block_tables = block_tables.data(),
+            .cu_seqlens_q = cu_seqlens_q.data(),
+            .seqlens_kv = seqlens_kv.data(),
+            .num_seqs = num_seqs(),
+            .num_heads = shape_.num_heads,
+            .num_kv_heads = shape_.num_kv_heads,
+            .head_dim = shape_.head_dim,
+            .block_size = shape_.block_size,
+            .max_blocks = max_blocks_,
+            .q_stride = q_stride_,
+            .sliding_window = shape_.sliding_window,
+            .sm_scale = sm_scale(),
+            .dtype = DType::kF32,
+            .kv_dtype = shape_.kv_dtype};
+  }
+
+  BifurcatedAttentionParams Bifurcated(const std::vector<int32_t>& group_start,
+                                       const std::vector<int32_t>& prefix_len) const {
+    return {.q = q.data(),
+            .k_cache = k_bytes_.data(),
+            .v_cache = v_bytes_.data(),
+            .block_tables = block_tables.data(),
+            .seqlens_kv = seqlens_kv.data(),
+            .group_start = group_start.data(),
+            .prefix_len = prefix_len.data(),
+            .num_seqs = num_seqs(),
+            .num_groups = static_cast<int>(prefix_len.size()),
+            .num_heads = shape_.num_heads,
+            .num_kv_heads = shape_.num_kv_heads,
+            .head_dim = shape_.head_dim,
+            .block_size = shape_.block_size,
+            .max_blocks = max_blocks_,
+            .q_stride = q_stride_,
+            .sm_scale = sm_scale(),
+            .dtype = DType::kF32,
+            .kv_dtype = shape_.kv_dtype};
+  }
+
+  std::vector<float> EmptyOutput() const {
+    return std::vector<float>(int64_t{num_tokens()} * shape_.num_heads * shape_.head_dim, NAN);
   }
 
   // softmax(q K^T sm_scale) V in double, each query over the keys that it sees.
@@ -138,6 +154,9 @@ class AttentionInputs {
     return ((block * shape_.num_kv_heads + kv_head) * shape_.block_size + pos % shape_.block_size) *
            shape_.head_dim;
   }
+
+  const std::vector<char>& k_bytes() const { return k_bytes_; }
+  const std::vector<char>& v_bytes() const { return v_bytes_; }
 
   std::vector<float> q;                     // [num_tokens, q_stride]
   std::vector<int32_t> block_tables;        // [num_seqs, max_blocks]

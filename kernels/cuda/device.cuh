@@ -1,0 +1,96 @@
+// What all kernels share: element types, 16-byte loads, reductions over a warp and a thread block.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/dtype.h"
+
+namespace bough::cuda {
+
+using BF16 = __nv_bfloat16;
+
+inline constexpr int kWarpSize = 32;
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ inline float ToFloat(float x) { return x; }
+__device__ inline float ToFloat(BF16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ T FromFloat(float x) {
+  if constexpr (sizeof(T) == 2) {
+    return __float2bfloat16_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// 16 bytes of elements, moved by one instruction.
+template <typename T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T v[kSize];
+};
+
+// REQUIRES: p is a multiple of 16 bytes.
+template <typename T>
+__device__ Pack<T> LoadPack(const T* p) {
+  return *reinterpret_cast<const Pack<T>*>(p);
+}
+
+struct Add {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Max {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return b > a ? b : a;
+  }
+};
+
+// Every lane gets the result, the same bits in each.
+template <typename T, typename Op>
+__device__ T WarpReduce(T x, Op op) {
+#pragma unroll
+  for (int lane = kWarpSize / 2; lane > 0; lane /= 2)
+    x = op(x, __shfl_xor_sync(kFullWarp, x, lane));
+  return x;
+}
+
+// Every thread gets the result. REQUIRES: all threads of the block call it; blockDim.x is a
+// multiple of 32, at most 1024. `identity` changes nothing under op.
+template <typename T, typename Op>
+__device__ T BlockReduce(T x, Op op, T identity) {
+  __shared__ T partial[kWarpSize];
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int num_warps = blockDim.x / kWarpSize;
+  x = WarpReduce(x, op);
+  if (lane == 0) partial[warp] = x;
+  __syncthreads();
+  x = WarpReduce(lane < num_warps ? partial[lane] : identity, op);
+  __syncthreads();  // the next call writes `partial`
+  return x;
+}
+
+constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+// Calls run.template operator()<T>() with T the element type of `t`; `what` names the tensor.
+template <typename Run>
+void DispatchDType(DType t, const char* what, Run run) {
+  switch (t) {
+    case DType::kF32:
+      return run.template operator()<float>();
+    case DType::kBF16:
+      return run.template operator()<BF16>();
+    default:
+      CHECK(false) << what << " is " << Name(t) << ", CUDA takes f32 or bf16";
+  }
+}
+
+}  // namespace bough::cuda

@@ -2,7 +2,6 @@
 // engine, the others follow its batches.
 
 #include <grpc/support/log.h>
-#include <omp.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -21,6 +20,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "kernels/cpu/parallel.h"
 #include "worker/clock.h"
 #include "worker/comm/mpi_group.h"
 #include "worker/config.h"
@@ -238,7 +238,7 @@ absl::Status Main(MpiGroup* group, const std::vector<std::string>& args, absl::T
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(Validate(config, group->size()));
-  omp_set_num_threads(ThreadsPerRank(config, group->size()));
+  cpu::SetNumThreads(ThreadsPerRank(config, group->size()));
   InitLog(config.log_level, {{"role", "worker"}, {"group", config.group}, {"rank", group->rank()}});
   RouteGrpcLog();
   return Rank(config, group, start).Run();

@@ -1,0 +1,51 @@
+// What an operator can set. Flags only (--flagfile for files); each flag has its field's name with
+// dashes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace bough::router {
+
+struct GroupAddress {
+  std::string name;     // unique; the label of metrics and the name in every answer
+  std::string address;  // host:port of the group's rank 0
+};
+
+struct RouterConfig {
+  // Behaviour.
+  std::string listen = "0.0.0.0:50051";  // public API; port 0 picks one
+  std::string admin_listen =
+      "127.0.0.1:50052";  // AdminService: whoever reaches it may cancel and drain
+  std::string metrics_listen = "127.0.0.1:9100";  // Prometheus text; empty = none
+  std::vector<GroupAddress> groups;               // 1 to 64
+  std::string model;                              // folder of which tokenizer.model is read
+  std::string served_model_name;  // name that requests give; empty = the folder's name
+  int default_max_tokens =
+      1024;               // of requests that set no max_tokens; lower it to protect capacity
+  double slo_ttft = 1.0;  // s; requests_within_slo_total counts requests that meet both
+  double slo_itl = 0.1;   // s, mean of a request
+  std::string log_level = "info";  // debug, info, warning, error
+  // Performance and protection.
+  int max_requests_in_flight = 1024;    // beyond it: RESOURCE_EXHAUSTED
+  int64_t max_request_bytes = 4 << 20;  // one request message; INVALID_ARGUMENT above
+  int64_t max_pending_bytes = 1 << 20;  // unread answer per client; SLOW_CONSUMER above
+  absl::Duration drain_timeout = absl::Seconds(300);  // SIGTERM to exit with streams still open
+
+  // One line per problem; OK when there is none.
+  absl::Status Validate() const;
+};
+
+// "name=host:port,name=host:port".
+absl::StatusOr<std::vector<GroupAddress>> ParseGroups(absl::string_view text);
+
+// Reads the command line; on --help or an unknown flag it prints and exits.
+absl::StatusOr<RouterConfig> ParseFlags(int argc, char** argv);
+
+}  // namespace bough::router

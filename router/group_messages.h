@@ -1,0 +1,132 @@
+// What travels between router and group, as plain values: the core's view of link.proto. Translated
+// in link_translation.cc and nowhere else.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/block_hash.h"
+#include "common/sampling_params.h"
+#include "router/request.h"
+
+namespace bough::router {
+
+// ---- from the group ----
+
+struct GroupHello {
+  std::string group;
+  uint64_t epoch = 0;
+  bool ready = false;
+  std::string model_key;  // seeds the block hashes
+  std::string device;
+  int tp_size = 1, ep_size = 1;
+  int block_size = 0;
+  int total_blocks = 0;
+  ModelLimits limits;
+  std::string architecture;
+  int num_local_experts = 0, num_experts_per_tok = 0;
+};
+
+struct RankProgress {
+  int rank = 0;
+  std::string phase;
+  int64_t bytes_done = 0, bytes_total = 0;
+};
+
+struct SnapshotChunk {
+  uint64_t epoch = 0, seq = 0;
+  std::vector<BlockHash> hashes;
+  bool last = false;
+};
+
+struct CacheDelta {
+  uint64_t epoch = 0, seq = 0;
+  std::vector<BlockHash> stored, removed;
+  bool cleared = false;  // before stored and removed are applied
+  uint64_t digest = 0;   // sum of DigestTerm over all cached hashes after this delta
+};
+
+struct GroupLoad {
+  int running = 0, waiting = 0;  // requests
+  int free_blocks = 0, cached_blocks = 0;
+  double drain_seconds = 0;              // until what is queued now is prefilled
+  double prefill_seconds_per_token = 0;  // 0 = not fitted yet, as the two below
+  double decode_step_seconds = 0;
+  double decode_seconds_per_block = 0;  // of a decode step, per KV block read
+  int64_t active_unique_blocks = 0;
+  bool draining = false;
+  int64_t preemptions = 0;
+};
+
+// The request was admitted to its first step.
+struct Ack {
+  uint64_t handle = 0;
+  int attempt = 0;
+  int cached_tokens = 0;
+  int shared_blocks = 0;
+};
+
+enum class TokenFinish : uint8_t { kNone, kEos, kStopToken, kLength };
+
+struct TokenRow {
+  uint64_t handle = 0;
+  int attempt = 0;
+  int choice = 0;
+  int index = 0;  // position in the choice's answer, from 0
+  int32_t token = 0;
+  float logprob = 0;
+  std::vector<int32_t> top_ids;
+  std::vector<float> top_logprobs;
+  TokenFinish finish = TokenFinish::kNone;
+};
+
+struct StepOutput {
+  std::vector<TokenRow> rows;
+};
+
+// Nothing more will come for this handle.
+struct Done {
+  uint64_t handle = 0;
+  int attempt = 0;
+  absl::StatusCode code = absl::StatusCode::kOk;
+  std::string message, reason, stage;
+  std::vector<std::string> violations;  // "field: description"
+};
+
+using GroupEvent = std::variant<GroupHello, RankProgress, SnapshotChunk, CacheDelta, GroupLoad, Ack,
+                                StepOutput, Done>;
+
+// ---- to the group ----
+
+struct ChoiceStart {
+  int index = 0;
+  std::vector<int32_t> emitted;  // what the client already has of it
+};
+
+struct SubmitCommand {
+  uint64_t handle = 0, epoch = 0;
+  int attempt = 0;
+  std::shared_ptr<const Request> request;
+  std::vector<ChoiceStart> choices;
+  absl::Duration timeout = absl::InfiniteDuration();  // left at the moment of sending
+};
+
+struct CancelCommand {
+  uint64_t handle = 0;
+  int choice = -1;  // -1 = all of them
+};
+
+struct SnapshotCommand {};
+
+struct DrainCommand {
+  bool on = true;
+};
+
+using GroupCommand = std::variant<SubmitCommand, CancelCommand, SnapshotCommand, DrainCommand>;
+
+}  // namespace bough::router

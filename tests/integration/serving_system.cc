@@ -152,16 +152,22 @@ void ServingSystem::Undrain(const std::string& name) const {
       << name << " stays drained";
 }
 
+bool ServingSystem::AnyBlockInUse() const {
+  for (const char* name : {"g0", "g1"}) {
+    const v1::Group group = Group(name);
+    if (group.state() != v1::GROUP_STATE_READY) continue;
+    if (group.requests_running() + group.requests_waiting() > 0) return true;
+    if (group.free_blocks() + group.cached_blocks() != group.total_blocks()) return true;
+  }
+  return false;
+}
+
+bool ServingSystem::BlocksAreInUse() const {
+  return WaitUntil(absl::Seconds(10), [this] { return AnyBlockInUse(); });
+}
+
 bool ServingSystem::AllBlocksComeBack() const {
-  return WaitUntil(absl::Seconds(10), [this] {
-    for (const char* name : {"g0", "g1"}) {
-      const v1::Group group = Group(name);
-      if (group.state() != v1::GROUP_STATE_READY) continue;
-      if (group.requests_running() + group.requests_waiting() > 0) return false;
-      if (group.free_blocks() + group.cached_blocks() != group.total_blocks()) return false;
-    }
-    return true;
-  });
+  return WaitUntil(absl::Seconds(10), [this] { return !AnyBlockInUse(); });
 }
 
 void ServingSystem::KillGroup(const std::string& name) {

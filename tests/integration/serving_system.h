@@ -36,6 +36,8 @@ class ServingSystem {
   // Requests go elsewhere until Undrain.
   void Drain(const std::string& name) const;
   void Undrain(const std::string& name) const;
+  // True when some group holds blocks for a running request, within 10 s.
+  bool BlocksAreInUse() const;
   // True when all blocks of the groups that are ready are free or cached, within 10 s.
   bool AllBlocksComeBack() const;
 
@@ -51,6 +53,7 @@ class ServingSystem {
  private:
   std::unique_ptr<Process> StartGroup(int index, const std::vector<std::string>& layout);
   std::string Logs() const;
+  bool AnyBlockInUse() const;
 
   int listen_port_[kNumGroups], metrics_port_[kNumGroups];
   int router_port_, admin_port_, router_metrics_port_;

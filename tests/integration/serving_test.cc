@@ -101,28 +101,44 @@ TEST_F(Serving, GreedyTokensAreTheSameInBothLayouts) {
   EXPECT_EQ(tp.texts, ep.texts);
 }
 
-TEST_F(Serving, CancelFreesTheBlocks) {
-  v1::GenerateStreamRequest request;
-  *request.mutable_request() = GreedyRequest(Prompt(100, 6), 300);
-  request.mutable_request()->mutable_sampling()->set_n(4);
-  grpc::ClientContext context;
-  const auto reader = system_->generation().GenerateStream(&context, request);
-  v1::GenerateStreamResponse event;
-  do {
-    ASSERT_TRUE(reader->Read(&event));
-  } while (!event.has_delta());
-  context.TryCancel();
-  while (reader->Read(&event)) {
+// A stream that would run for long, read until its group holds blocks for it.
+class LongStream {
+ public:
+  LongStream(ServingSystem& system, int salt, absl::Duration timeout) {
+    *request_.mutable_request() = GreedyRequest(Prompt(100, salt), 2000);
+    request_.mutable_request()->mutable_sampling()->set_n(8);
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    reader_ = system.generation().GenerateStream(&context_, request_);
+    v1::GenerateStreamResponse event;
+    while (!event.has_delta() && reader_->Read(&event)) {
+    }
+    EXPECT_TRUE(event.has_delta());
+    EXPECT_TRUE(system.BlocksAreInUse());
   }
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  void Cancel() { context_.TryCancel(); }
+  grpc::Status ReadToEnd() {
+    v1::GenerateStreamResponse event;
+    while (reader_->Read(&event)) {
+    }
+    return reader_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  v1::GenerateStreamRequest request_;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>> reader_;
+};
+
+TEST_F(Serving, CancelFreesTheBlocks) {
+  LongStream stream(*system_, 6, absl::Seconds(60));
+  stream.Cancel();
+  EXPECT_EQ(stream.ReadToEnd().error_code(), grpc::StatusCode::CANCELLED);
   EXPECT_TRUE(system_->AllBlocksComeBack());
 }
 
 TEST_F(Serving, ADeadlineEndsTheRequestAndFreesItsBlocks) {
-  v1::GenerateRequest request = GreedyRequest(Prompt(100, 7), 350);
-  request.mutable_sampling()->set_n(8);
-  const Streamed s = system_->Stream(request, absl::Milliseconds(400));
-  EXPECT_EQ(s.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  LongStream stream(*system_, 7, absl::Seconds(2));
+  EXPECT_EQ(stream.ReadToEnd().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_TRUE(system_->AllBlocksComeBack());
 }
 

@@ -41,7 +41,7 @@ ABSL_FLAG(int64_t, kv_cache_memory_bytes, Config().kv_cache_memory_bytes,
 ABSL_FLAG(bool, enable_bifurcated_attention, Config().enable_bifurcated_attention,
           "Read a context that several sequences share once a step.");
 ABSL_FLAG(int32_t, threads, Config().threads,
-          "OpenMP threads of one rank. 0 = cores divided by ranks, at least 1.");
+          "CPU kernel threads of one rank. 0 = cores divided by ranks, at least 1.");
 ABSL_FLAG(std::string, metrics_host, Config().metrics_host, "Address of the metrics ports.");
 ABSL_FLAG(int32_t, metrics_port, Config().metrics_port,
           "Rank r serves Prometheus text on this port + r. 0 = off.");

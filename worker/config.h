@@ -33,7 +33,7 @@ struct Config {
   int32_t max_waiting = 1024;                   // requests queued before new ones are refused
   int64_t kv_cache_memory_bytes = 512ll << 20;  // per rank, K and V of all layers
   bool enable_bifurcated_attention = true;  // false = plain attention; same tokens, more bytes read
-  int32_t threads = 0;  // OpenMP threads per rank; 0 = cores / ranks, at least 1
+  int32_t threads = 0;  // CPU kernel threads per rank; 0 = cores / ranks, at least 1
 
   // Operation.
   std::string metrics_host = "127.0.0.1";

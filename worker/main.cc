@@ -2,7 +2,6 @@
 // engine, the others follow its batches.
 
 #include <grpc/support/log.h>
-#include <omp.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -21,6 +20,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "kernels/cpu/parallel.h"
 #include "worker/clock.h"
 #include "worker/comm/mpi_group.h"
 #include "worker/config.h"
@@ -79,6 +79,7 @@ EngineConfig MakeEngineConfig(const Config& config, const ModelRunner& runner) {
   engine.max_num_seqs = config.max_num_seqs;
   engine.max_num_batched_tokens = config.max_num_batched_tokens;
   engine.max_waiting = config.max_waiting;
+  engine.clock = MonotonicNow;
   return engine;
 }
 
@@ -201,7 +202,7 @@ class Rank {
     const EngineConfig engine_config = MakeEngineConfig(config_, *runner);
     Engine engine(engine_config, runner);
     EngineMetrics engine_metrics(&registry_, engine_config.num_blocks);
-    server_->Serve(FullHello(hello_, *runner, engine_config), engine_config.limits, &engine);
+    server_->Serve(FullHello(hello_, *runner, engine_config), &engine);
     serving_ = true;
     metrics_.ObserveStartup("total", MonotonicNow() - start_);
     LogInfo("ready", {{"listen", config_.listen},
@@ -238,7 +239,7 @@ absl::Status Main(MpiGroup* group, const std::vector<std::string>& args, absl::T
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(Validate(config, group->size()));
-  omp_set_num_threads(ThreadsPerRank(config, group->size()));
+  cpu::SetNumThreads(ThreadsPerRank(config, group->size()));
   InitLog(config.log_level, {{"role", "worker"}, {"group", config.group}, {"rank", group->rank()}});
   RouteGrpcLog();
   return Rank(config, group, start).Run();

@@ -81,8 +81,7 @@ void PagedAttention(const PagedAttentionParams& p) {
   const std::vector<Task> tasks = SplitIntoTasks(p);
   const int num_tasks = static_cast<int>(tasks.size());
   DispatchKvDType(p.kv_dtype, [&]<typename T>() {
-#pragma omp parallel for schedule(dynamic) if (WorthThreads(NumFlops(p)))
-    for (int i = 0; i < num_tasks; ++i) RunTask<T>(p, tasks[i]);
+    ParallelFor(num_tasks, NumFlops(p), [&](int i) { RunTask<T>(p, tasks[i]); });
   });
 }
 

@@ -21,15 +21,12 @@ class Bifurcated {
   // the sequences' own. A row's own part is merged onto the state that its shared part left behind,
   // block after block, which is PagedAttention's order: the results are equal to the last bit.
   void Run() {
-    const int num_shared = p_.num_groups * p_.num_kv_heads;
-    const int num_own = p_.num_seqs * p_.num_kv_heads;
-#pragma omp parallel if (WorthThreads(NumFlops()))
-    {
-#pragma omp for schedule(dynamic)
-      for (int i = 0; i < num_shared; ++i) AttendShared(i / p_.num_kv_heads, i % p_.num_kv_heads);
-#pragma omp for schedule(dynamic)
-      for (int i = 0; i < num_own; ++i) AttendOwn(i / p_.num_kv_heads, i % p_.num_kv_heads);
-    }
+    const int num_kv_heads = p_.num_kv_heads;
+    const int num_shared = p_.num_groups * num_kv_heads, num_own = p_.num_seqs * num_kv_heads;
+    const double flops = NumFlops();
+    ParallelFor(num_shared, flops,
+                [&](int i) { AttendShared(i / num_kv_heads, i % num_kv_heads); });
+    ParallelFor(num_own, flops, [&](int i) { AttendOwn(i / num_kv_heads, i % num_kv_heads); });
   }
 
  private:

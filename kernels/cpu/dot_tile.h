@@ -18,16 +18,25 @@ inline void DotTile(const float* const* x, const W* w, int64_t w_stride, int k, 
   F32x8 acc[R][C] = {};
   const auto accumulate = [&](auto load, int i) __attribute__((always_inline)) {
     F32x8 wv[C];
-    for (int c = 0; c < C; ++c) wv[c] = load(w + c * w_stride + i);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      wv[c] = load(w + c * w_stride + i);
+      __builtin_prefetch(w + (c + C) * w_stride +
+                         i);  // the next tile's: rows are too short streams
+    }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const F32x8 xv = load(x[r] + i);
+#pragma GCC unroll 8
       for (int c = 0; c < C; ++c) acc[r][c] += xv * wv[c];
     }
   };
   int i = 0;
   for (; i + kLanes <= k; i += kLanes) accumulate([](const auto* p) { return Load(p); }, i);
   if (i < k) accumulate([&](const auto* p) { return LoadPartial(p, k - i); }, i);
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) out[r * out_stride + c] = Sum(acc[r][c]);
   }
 }

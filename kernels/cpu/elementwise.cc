@@ -80,16 +80,15 @@ void RopeAppendTokens(const RopeAppendParams& p) {
   const std::vector<float> inv_freq = InverseFrequencies(p.rope_theta, p.head_dim);
   const int64_t row_size = (p.num_heads + 2 * p.num_kv_heads) * p.head_dim;
   // A sine and a cosine for each of the head_dim/2 angles cost about 64 FLOPs' time.
-#pragma omp parallel for if (WorthThreads(64.0 * p.num_tokens * p.head_dim / 2))
-  for (int t = 0; t < p.num_tokens; ++t) {
+  ParallelFor(p.num_tokens, 64.0 * p.num_tokens * p.head_dim / 2, [&](int t) {
     float* q = static_cast<float*>(p.qkv) + t * row_size;
     const float* k = q + p.num_heads * p.head_dim;
     const float* v = k + p.num_kv_heads * p.head_dim;
     Rotate(q, p.num_heads + p.num_kv_heads, p.head_dim, p.positions[t], inv_freq.data());
-    if (p.slot_mapping[t] == -1) continue;
+    if (p.slot_mapping[t] == -1) return;
     Append<T>(k, p.slot_mapping[t], p, p.k_cache);
     Append<T>(v, p.slot_mapping[t], p, p.v_cache);
-  }
+  });
 }
 
 // silu(gate) * up
@@ -112,8 +111,7 @@ void Embedding(const EmbeddingParams& p) {
 void AddRmsNorm(const AddRmsNormParams& p) {
   CheckIsF32(p.dtype);
   const float* weight = static_cast<const float*>(p.weight);
-#pragma omp parallel for if (WorthThreads(4.0 * p.num_tokens * p.hidden_size))
-  for (int t = 0; t < p.num_tokens; ++t) {
+  ParallelFor(p.num_tokens, 4.0 * p.num_tokens * p.hidden_size, [&](int t) {
     const int64_t row = int64_t{t} * p.hidden_size;
     float* residual = static_cast<float*>(p.residual) + row;
     float* out = static_cast<float*>(p.out) + row;
@@ -124,7 +122,7 @@ void AddRmsNorm(const AddRmsNormParams& p) {
     const float mean_square = SumOfSquares(residual, p.hidden_size) / p.hidden_size;
     const float scale = 1.0f / std::sqrt(mean_square + p.eps);
     for (int i = 0; i < p.hidden_size; ++i) out[i] = residual[i] * scale * weight[i];
-  }
+  });
 }
 
 void RopeAppend(const RopeAppendParams& p) {
@@ -142,8 +140,7 @@ void RopeAppend(const RopeAppendParams& p) {
 
 void SiluMul(const SiluMulParams& p) {
   CheckIsF32(p.dtype);
-#pragma omp parallel for if (WorthThreads(20.0 * p.num_tokens * p.size))
-  for (int t = 0; t < p.num_tokens; ++t) {
+  ParallelFor(p.num_tokens, 20.0 * p.num_tokens * p.size, [&](int t) {
     const float* gate = static_cast<const float*>(p.gate_up) + int64_t{t} * 2 * p.size;
     const float* up = gate + p.size;
     float* out = static_cast<float*>(p.out) + int64_t{t} * p.size;
@@ -153,7 +150,7 @@ void SiluMul(const SiluMulParams& p) {
     }
     const int rest = p.size - i;
     StorePartial(out + i, SiluTimes(LoadPartial(gate + i, rest), LoadPartial(up + i, rest)), rest);
-  }
+  });
 }
 
 void CopyBlocks(const CopyBlocksParams& p) {

@@ -10,10 +10,10 @@
 namespace bough::cpu {
 namespace {
 
-// One task's outputs: its 48 rows of w (48 KiB of bf16 at k = 512) stay in L2 while its rows of x
-// pass, and its 128 rows of x make one read of w serve many products.
+// One task's outputs: its 24 rows of w (24 KiB of bf16 at k = 512) stay in L1 while its rows of x
+// pass, and its 128 rows of x (256 KiB) stay in L2 for the next task.
 constexpr int kTaskRows = 128;
-constexpr int kTaskOutputs = 48;
+constexpr int kTaskOutputs = 24;
 
 struct Task {
   int expert;
@@ -42,8 +42,7 @@ void Run(const GroupedGemmParams& p) {
   float* y = static_cast<float*>(p.y);
   const std::vector<Task> tasks = SplitIntoTasks(p);
   const int num_tasks = static_cast<int>(tasks.size());
-#pragma omp parallel for schedule(dynamic) if (WorthThreads(2.0 * p.num_rows * p.n * p.k))
-  for (int i = 0; i < num_tasks; ++i) {
+  ParallelFor(num_tasks, 2.0 * p.num_rows * p.n * p.k, [&](int i) {
     const Task& t = tasks[i];
     const float* rows[kTaskRows];
     for (int r = t.row_begin; r < t.row_end; ++r) {
@@ -51,7 +50,7 @@ void Run(const GroupedGemmParams& p) {
     }
     Dot(rows, t.row_end - t.row_begin, w + (int64_t{t.expert} * p.n + t.n_begin) * p.k, p.k,
         t.n_end - t.n_begin, p.k, y + int64_t{t.row_begin} * p.n + t.n_begin, p.n);
-  }
+  });
 }
 
 }  // namespace

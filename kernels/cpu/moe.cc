@@ -53,8 +53,7 @@ void MoeRoute(const MoeRouteParams& p) {
 
 void MoeCombine(const MoeCombineParams& p) {
   CHECK(p.dtype == DType::kF32) << "is " << Name(p.dtype) << ", the CPU takes f32";
-#pragma omp parallel for if (WorthThreads(2.0 * p.num_tokens * p.top_k * p.hidden_size))
-  for (int t = 0; t < p.num_tokens; ++t) {
+  ParallelFor(p.num_tokens, 2.0 * p.num_tokens * p.top_k * p.hidden_size, [&](int t) {
     float* out = static_cast<float*>(p.out) + int64_t{t} * p.hidden_size;
     std::fill_n(out, p.hidden_size, 0.0f);
     for (int64_t pair = int64_t{t} * p.top_k; pair < int64_t{t + 1} * p.top_k; ++pair) {
@@ -64,7 +63,7 @@ void MoeCombine(const MoeCombineParams& p) {
       const float weight = p.expert_weights[pair];
       for (int i = 0; i < p.hidden_size; ++i) out[i] += weight * row[i];
     }
-  }
+  });
 }
 
 }  // namespace bough::cpu

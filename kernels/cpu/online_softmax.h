@@ -144,6 +144,10 @@ inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, i
   }
   if (first >= last) return;
 
+  // V is read last: let it come while K is at work.
+  for (int64_t i = first * head_dim; i < last * head_dim; i += 64 / sizeof(T)) {
+    __builtin_prefetch(chunk.v + i);
+  }
   float scores[kTileRows * kChunkKeys];
   Dot(q, num_rows, chunk.k + int64_t{first} * head_dim, head_dim, last - first, head_dim,
       scores + first, kChunkKeys);

@@ -52,6 +52,7 @@ void CollectCandidates(const std::vector<float>& logits, float temperature,
                        std::vector<Candidate>& candidates) {
   const float max = logits[ArgMax(logits)];
   candidates.clear();
+  candidates.reserve(logits.size());
   for (int32_t v = 0; v < static_cast<int32_t>(logits.size()); ++v) {
     if (logits[v] == -kInf) continue;
     candidates.push_back({logits[v] == max ? 0 : (logits[v] - max) / temperature, v});
@@ -64,24 +65,31 @@ void KeepTopK(int top_k, std::vector<Candidate>& candidates) {
   candidates.resize(top_k);
 }
 
-// The fewest likeliest candidates whose probabilities sum to top_p or more. Sorts only as far as
-// that: 64 candidates, then 128 more, ...
+// The fewest likeliest candidates whose probabilities sum to top_p or more. A quickselect by mass:
+// [0, begin) is kept and holds `kept`, the last one kept lies in [begin, end).
 void KeepTopP(float top_p, std::vector<Candidate>& candidates) {
   if (top_p >= 1) return;
-  double total = 0;
-  for (const Candidate& c : candidates) total += std::exp(c.value);
-  double mass = 0;
-  size_t sorted = 0, next = 64;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    if (i == sorted) {
-      sorted = std::min(next, candidates.size());
-      next = sorted + 2 * (sorted - i);
-      std::partial_sort(candidates.begin() + i, candidates.begin() + sorted, candidates.end(),
-                        Before);
+  const auto mass = [&](size_t begin, size_t end) {
+    double sum = 0;
+    for (size_t i = begin; i < end; ++i) sum += std::exp(candidates[i].value);
+    return sum;
+  };
+  const double wanted = top_p * mass(0, candidates.size());
+  double kept = 0;
+  size_t begin = 0, end = candidates.size();
+  while (end - begin > 1) {
+    const size_t middle = begin + (end - begin) / 2;
+    std::nth_element(candidates.begin() + begin, candidates.begin() + middle,
+                     candidates.begin() + end, Before);
+    const double upper_half = mass(begin, middle);
+    if (kept + upper_half >= wanted) {
+      end = middle;
+    } else {
+      kept += upper_half;
+      begin = middle;
     }
-    mass += std::exp(candidates[i].value);
-    if (mass >= top_p * total) return candidates.resize(i + 1);
   }
+  candidates.resize(begin + 1);
 }
 
 // Those at least min_p times as likely as the likeliest, whose value is 0.
@@ -154,11 +162,10 @@ void WriteLogprobs(const SampleParams& p, int r) {
 void Sample(const SampleParams& p) {
   CHECK(p.num_rows == 0 || p.vocab_size > 0);
   // A row costs two logarithms and a Philox block per token, about 200 FLOPs' time.
-#pragma omp parallel for schedule(dynamic) if (WorthThreads(200.0 * p.num_rows * p.vocab_size))
-  for (int r = 0; r < p.num_rows; ++r) {
+  ParallelFor(p.num_rows, 200.0 * p.num_rows * p.vocab_size, [&](int r) {
     p.tokens[r] = ChooseToken(p, p.rows[r]);
     if (p.rows[r].num_logprobs >= 0) WriteLogprobs(p, r);
-  }
+  });
 }
 
 }  // namespace bough::cpu

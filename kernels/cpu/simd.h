@@ -3,6 +3,10 @@
 // elements.
 #pragma once
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -29,7 +33,12 @@ inline F32x8 Load(const float* p) {
 inline F32x8 Load(const BF16* p) {
   U16x8 v;
   std::memcpy(&v, p, sizeof(v));
-  return reinterpret_cast<F32x8>(__builtin_convertvector(v, U32x8) << 16);
+#ifdef __AVX2__  // GCC 12 widens each half by itself: 3 times the instructions
+  const U32x8 wide = reinterpret_cast<U32x8>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(v)));
+#else
+  const U32x8 wide = __builtin_convertvector(v, U32x8);
+#endif
+  return reinterpret_cast<F32x8>(wide << 16);
 }
 
 // Lanes from `count` on are 0.

@@ -1,0 +1,308 @@
+// Measures the CPU kernels at the demo model's shapes against this machine's own ceilings:
+//
+//   bench-kernels-cpu [--threads=2] [--out=bench/results/cpu/kernels.json]
+//
+// A case's floor is max(bytes / read ceiling, FLOPs / FMA ceiling); the best of several runs
+// counts. Weights and caches are larger than the last-level cache in sum, so each run reads memory.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/strings/str_cat.h"
+#include "bench/results.h"
+#include "common/check.h"
+#include "kernels/attention.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/gemm.h"
+#include "kernels/sampling.h"
+
+ABSL_FLAG(int, threads, 0, "threads of the kernels; 0 = one per core");
+ABSL_FLAG(std::string, out, "", "path of the JSON file; empty: print only");
+
+namespace bough {
+namespace {
+
+// Of the demo model.
+constexpr int kHidden = 512, kIntermediate = 256, kNumExperts = 8, kTopK = 2, kVocab = 4096;
+constexpr int kNumHeads = 4, kNumKvHeads = 2, kHeadDim = 128, kBlockSize = 64;
+
+constexpr int64_t kWorkingSetBytes = int64_t{192} << 20;
+
+double SecondsOf(const std::function<void()>& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Best of at least 5 runs and 0.4 s. run(i) gets the run's number, to choose its copy of the data.
+double BestSeconds(const std::function<void(int)>& run) {
+  double best = 1e9, sum = 0;
+  for (int i = 0; i < 5 || (sum < 0.4 && i < 2000); ++i) {
+    const double seconds = SecondsOf([&] { run(i); });
+    best = std::min(best, seconds);
+    sum += seconds;
+  }
+  return best;
+}
+
+using F32x8 = float __attribute__((vector_size(32)));
+
+constexpr double kManyFlops = 1e9;  // always worth threads
+
+// All threads, 12 chains of fused multiply-adds each.
+double MeasureGflops() {
+  constexpr int kChains = 12, kSteps = 20'000, kTasksPerThread = 100;
+  const int num_tasks = kTasksPerThread * cpu::NumThreads();
+  std::vector<float> sink(num_tasks);
+  const double seconds = BestSeconds([&](int run) {
+    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
+      F32x8 acc[kChains], x = {}, y = {};
+      x += 0.999f + static_cast<float>(run) * 1e-9f;
+      y += 1e-3f;
+      for (F32x8& a : acc) a = x;
+      for (int i = 0; i < kSteps; ++i) {
+        for (F32x8& a : acc) a = a * x + y;
+      }
+      F32x8 sum = {};
+      for (F32x8& a : acc) sum += a;
+      sink[task] = sum[0];
+    });
+  });
+  CHECK_NE(std::accumulate(sink.begin(), sink.end(), 0.0f), 0) << "keeps the loop";
+  return 2.0 * 8 * kChains * kSteps * num_tasks / seconds * 1e-9;
+}
+
+// All threads read a buffer larger than the caches, 1 MiB a task.
+double MeasureReadGbps() {
+  constexpr int64_t kTaskFloats = 1 << 18;
+  const int num_tasks = kWorkingSetBytes / (kTaskFloats * sizeof(float));
+  const std::vector<float> buffer(num_tasks * kTaskFloats, 1.0f);
+  std::vector<float> sink(num_tasks);
+  const double seconds = BestSeconds([&](int) {
+    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
+      F32x8 sum[8] = {};
+      const float* p = &buffer[task * kTaskFloats];
+      for (int64_t i = 0; i < kTaskFloats; i += 64) {
+        for (int j = 0; j < 8; ++j) {
+          F32x8 v;
+          std::memcpy(&v, p + i + j * 8, sizeof(v));
+          sum[j] += v;
+        }
+      }
+      for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+      sink[task] = sum[0][0];
+    });
+  });
+  CHECK_EQ(sink[0], kTaskFloats / 8.0f) << "keeps the loop";
+  return static_cast<double>(buffer.size()) * sizeof(float) / seconds * 1e-9;
+}
+
+std::vector<float> RandomFloats(int64_t size) {
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<float> values(size);
+  for (float& v : values) v = uniform(random);
+  return values;
+}
+
+// Any finite values will do: a cheap pattern, quick to fill.
+std::vector<uint16_t> SomeBF16(int64_t size) {
+  std::vector<uint16_t> bits(size);
+  for (int64_t i = 0; i < size; ++i) bits[i] = static_cast<uint16_t>(0x3c00 + i % 509);
+  return bits;
+}
+
+class Bench {
+ public:
+  Bench() {
+    results_.scenario = "kernels";
+    results_.device = absl::StrCat(CpuName(), ", ", cpu::NumThreads(), " threads");
+    gflops_ = results_.ceilings["fma_gflops"] = MeasureGflops();
+    gbps_ = results_.ceilings["read_gbps"] = MeasureReadGbps();
+    std::printf("%s: %.1f GFLOP/s, %.1f GB/s\n\n%-32s %10s %10s %7s %9s %8s\n",
+                results_.device.c_str(), gflops_, gbps_, "case", "us", "floor us", "ratio",
+                "GFLOP/s", "GB/s");
+  }
+
+  void Gemm(const std::string& name, int m, int n, int k) {
+    const int64_t weights = int64_t{n} * k;
+    const int copies = static_cast<int>(kWorkingSetBytes / (weights * 2));
+    const std::vector<uint16_t> w = SomeBF16(weights * copies);
+    const std::vector<float> x = RandomFloats(int64_t{m} * k);
+    std::vector<float> y(int64_t{m} * n);
+    const double seconds = BestSeconds([&](int run) {
+      cpu::Gemm({.x = x.data(),
+                 .w = &w[run % copies * weights],
+                 .y = y.data(),
+                 .m = m,
+                 .n = n,
+                 .k = k,
+                 .w_dtype = DType::kBF16});
+    });
+    Add(absl::StrCat("gemm ", name, " m=", m), seconds, 2.0 * m * n * k,
+        2.0 * weights + 4.0 * m * (n + k));
+  }
+
+  // Tokens spread evenly over the experts, each to its next kTopK.
+  void GroupedGemm(const std::string& name, int num_tokens, int n, int k) {
+    const int num_rows = num_tokens * kTopK;
+    std::vector<int32_t> offsets(kNumExperts + 1), x_rows(num_rows);
+    for (int e = 0; e <= kNumExperts; ++e) offsets[e] = num_rows * e / kNumExperts;
+    for (int r = 0; r < num_rows; ++r) x_rows[r] = r % num_tokens;
+    int active = 0;
+    for (int e = 0; e < kNumExperts; ++e) active += offsets[e + 1] > offsets[e];
+
+    const int64_t weights = int64_t{kNumExperts} * n * k;
+    const int copies = static_cast<int>(kWorkingSetBytes / (weights * 2));
+    const std::vector<uint16_t> w = SomeBF16(weights * copies);
+    const std::vector<float> x = RandomFloats(int64_t{num_tokens} * k);
+    std::vector<float> y(int64_t{num_rows} * n);
+    const double seconds = BestSeconds([&](int run) {
+      cpu::GroupedGemm({.x = x.data(),
+                        .x_rows = x_rows.data(),
+                        .w = &w[run % copies * weights],
+                        .expert_offsets = offsets.data(),
+                        .y = y.data(),
+                        .num_experts = kNumExperts,
+                        .num_rows = num_rows,
+                        .n = n,
+                        .k = k,
+                        .w_dtype = DType::kBF16});
+    });
+    Add(absl::StrCat("grouped_gemm ", name, " tokens=", num_tokens), seconds,
+        2.0 * num_rows * n * k, 2.0 * active * n * k + 4.0 * num_rows * (n + k));
+  }
+
+  // num_seqs sequences of num_q queries and seqlen keys, of which prefix_len are shared; prefix_len
+  // < 0 takes PagedAttention, which does not use what is shared.
+  void Attention(const std::string& name, int num_seqs, int num_q, int seqlen, int prefix_len) {
+    const int max_blocks = (seqlen + kBlockSize - 1) / kBlockSize;
+    const int blocks_per_run = num_seqs * max_blocks;
+    const int64_t block_elements = int64_t{kNumKvHeads} * kBlockSize * kHeadDim;
+    const int copies = std::max<int>(
+        1, static_cast<int>(kWorkingSetBytes / (4 * block_elements * blocks_per_run)));
+    const std::vector<uint16_t> cache = SomeBF16(2 * copies * blocks_per_run * block_elements);
+
+    std::vector<int32_t> tables(blocks_per_run * copies), cu_seqlens_q(num_seqs + 1);
+    std::iota(tables.begin(), tables.end(), 0);
+    for (int s = 0; s <= num_seqs; ++s) cu_seqlens_q[s] = s * num_q;
+    const std::vector<int32_t> seqlens(num_seqs, seqlen), group_start = {0, num_seqs};
+    const int num_tokens = num_seqs * num_q, width = kNumHeads * kHeadDim;
+    const std::vector<float> q = RandomFloats(int64_t{num_tokens} * width);
+    std::vector<float> o(q.size());
+    const double seconds = BestSeconds([&](int run) {
+      const int32_t* block_tables = &tables[run % copies * blocks_per_run];
+      const uint16_t* v_cache = &cache[copies * blocks_per_run * block_elements];
+      if (prefix_len >= 0) {
+        cpu::BifurcatedAttention({.q = q.data(),
+                                  .k_cache = cache.data(),
+                                  .v_cache = v_cache,
+                                  .block_tables = block_tables,
+                                  .seqlens_kv = seqlens.data(),
+                                  .group_start = group_start.data(),
+                                  .prefix_len = &prefix_len,
+                                  .o = o.data(),
+                                  .num_seqs = num_seqs,
+                                  .num_groups = 1,
+                                  .num_heads = kNumHeads,
+                                  .num_kv_heads = kNumKvHeads,
+                                  .head_dim = kHeadDim,
+                                  .block_size = kBlockSize,
+                                  .max_blocks = max_blocks,
+                                  .q_stride = width,
+                                  .sm_scale = 0.088f,
+                                  .kv_dtype = DType::kBF16});
+      } else {
+        cpu::PagedAttention({.q = q.data(),
+                             .k_cache = cache.data(),
+                             .v_cache = v_cache,
+                             .block_tables = block_tables,
+                             .cu_seqlens_q = cu_seqlens_q.data(),
+                             .seqlens_kv = seqlens.data(),
+                             .o = o.data(),
+                             .num_seqs = num_seqs,
+                             .num_heads = kNumHeads,
+                             .num_kv_heads = kNumKvHeads,
+                             .head_dim = kHeadDim,
+                             .block_size = kBlockSize,
+                             .max_blocks = max_blocks,
+                             .q_stride = width,
+                             .sm_scale = 0.088f,
+                             .kv_dtype = DType::kBF16});
+      }
+    });
+    // A query sees seqlen keys less those of the queries after it.
+    const double pairs = 1.0 * num_tokens * (seqlen - (num_q - 1) / 2.0);
+    const double shared = std::max(0, prefix_len);
+    const double keys_read = shared + num_seqs * (seqlen - shared);
+    Add(name, seconds, 4.0 * pairs * width,
+        keys_read * kNumKvHeads * kHeadDim * 2 * 2 + 8.0 * num_tokens * width);
+  }
+
+  void Sample(int num_rows) {
+    const std::vector<float> logits = RandomFloats(int64_t{num_rows} * kVocab);
+    std::vector<SamplingRow> rows(num_rows);
+    for (int r = 0; r < num_rows; ++r) {
+      rows[r] = {.logits_row = r, .temperature = 0.8f, .top_p = 0.95f, .choice = r};
+    }
+    std::vector<int32_t> tokens(num_rows);
+    const double seconds = BestSeconds([&](int) {
+      cpu::Sample({.logits = logits.data(),
+                   .rows = rows.data(),
+                   .tokens = tokens.data(),
+                   .num_rows = num_rows,
+                   .vocab_size = kVocab});
+    });
+    Add(absl::StrCat("sample top_p rows=", num_rows), seconds, 0, 4.0 * num_rows * kVocab);
+  }
+
+  const BenchResults& results() const { return results_; }
+
+ private:
+  void Add(const std::string& name, double seconds, double flops, double bytes) {
+    const double floor = std::max(flops / (gflops_ * 1e9), bytes / (gbps_ * 1e9));
+    results_.cases.push_back({name, seconds * 1e6, "us", floor * 1e6});
+    std::printf("%-32s %10.1f %10.1f %7.2f %9.1f %8.1f\n", name.c_str(), seconds * 1e6, floor * 1e6,
+                seconds / floor, flops / seconds * 1e-9, bytes / seconds * 1e-9);
+  }
+
+  BenchResults results_;
+  double gflops_ = 0, gbps_ = 0;
+};
+
+int Main() {
+  if (absl::GetFlag(FLAGS_threads) > 0) cpu::SetNumThreads(absl::GetFlag(FLAGS_threads));
+  Bench bench;
+  for (int m : {1, 4, 16, 64, 512}) {
+    bench.Gemm("qkv", m, (kNumHeads + 2 * kNumKvHeads) * kHeadDim, kHidden);
+    bench.Gemm("lm_head", m, kVocab, kHidden);
+  }
+  for (int tokens : {1, 16, 512}) {
+    bench.GroupedGemm("gate_up", tokens, 2 * kIntermediate, kHidden);
+    bench.GroupedGemm("down", tokens, kHidden, kIntermediate);
+  }
+  bench.Attention("prefill 512", 1, 512, 512, -1);
+  bench.Attention("decode 1 x 1024", 1, 1, 1024, -1);
+  bench.Attention("decode 16 x 1024", 16, 1, 1024, -1);
+  bench.Attention("bifurcated 16 x (960 + 64)", 16, 1, 1024, 960);
+  bench.Sample(16);
+  const std::string out = absl::GetFlag(FLAGS_out);
+  return out.empty() || WriteFile(out, ToJson(bench.results())) ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace bough
+
+int main(int argc, char** argv) {
+  absl::ParseCommandLine(argc, argv);
+  return bough::Main();
+}

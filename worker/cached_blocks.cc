@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "common/check.h"
+
 namespace bough {
 
 void AppendHash(const BlockHash& hash, std::string* bytes) {
@@ -14,23 +16,19 @@ void AppendHash(const BlockHash& hash, std::string* bytes) {
 }
 
 std::optional<group::v1::LinkResponse> CachedBlocks::Apply(const CacheEvents& events) {
-  absl::flat_hash_set<BlockHash> removed;
-  for (const BlockHash& hash : events.removed) {
-    if (hashes_.erase(hash) > 0) removed.insert(hash);
-  }
+  if (events.stored.empty() && events.removed.empty()) return std::nullopt;
   group::v1::LinkResponse response;
   group::v1::CacheDelta* delta = response.mutable_cache_delta();
-  for (const BlockHash& hash : events.stored) {
-    if (!hashes_.insert(hash).second) continue;
-    if (removed.erase(hash) > 0) continue;
-    AppendHash(hash, delta->mutable_stored());
-    digest_ += DigestTerm(hash);
-  }
-  for (const BlockHash& hash : removed) {
+  for (const BlockHash& hash : events.removed) {
+    CHECK_EQ(hashes_.erase(hash), 1u) << "removed but not cached";
     AppendHash(hash, delta->mutable_removed());
     digest_ -= DigestTerm(hash);
   }
-  if (delta->stored().empty() && delta->removed().empty()) return std::nullopt;
+  for (const BlockHash& hash : events.stored) {
+    CHECK(hashes_.insert(hash).second) << "stored twice";
+    AppendHash(hash, delta->mutable_stored());
+    digest_ += DigestTerm(hash);
+  }
   delta->set_epoch(epoch_);
   delta->set_seq(++seq_);
   delta->set_digest(digest_);

@@ -18,8 +18,8 @@ class CachedBlocks {
  public:
   explicit CachedBlocks(uint64_t epoch) : epoch_(epoch) {}
 
-  // What really changed, as the next delta; nullopt when nothing did. Within one event list
-  // removals come before stores, and a hash that is in both stays.
+  // The next delta; nullopt when nothing changed. REQUIRES: no hash is in both lists, stored ones
+  // are new and removed ones cached.
   std::optional<group::v1::LinkResponse> Apply(const CacheEvents& events);
 
   // All hashes as of the last delta's seq, in chunks of at most kSnapshotHashes; one empty chunk

@@ -32,7 +32,8 @@ void RunEngine(Engine* engine, GroupServer* server, EngineMetrics* metrics, cons
     if (!stop.drain()) continue;
     if (!drain_end) {
       drain_end = MonotonicNow() + drain_timeout;
-      LogInfo("draining", {{"seconds_at_most", absl::ToDoubleSeconds(drain_timeout)}});
+      LogInfo("draining", {{"seconds_at_most", absl::ToDoubleSeconds(drain_timeout)},
+                           {"routers", server->num_routers()}});
     }
     const LoadReport load = engine->Load();
     if (load.running + load.waiting == 0) return;

@@ -1,9 +1,10 @@
 #include "worker/link_messages.h"
 
+#include <algorithm>
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "worker/request_check.h"
 
 namespace bough {
 namespace {
@@ -38,37 +39,6 @@ SamplingParams ToSampling(const link::Sampling& s) {
   return p;
 }
 
-// What only the link can get wrong; the rest is ValidateRequest's.
-void CheckChoices(const Request& request, const ModelLimits& limits,
-                  std::vector<FieldViolation>* violations) {
-  absl::flat_hash_set<int32_t> seen;
-  for (size_t i = 0; i < request.choices.size(); ++i) {
-    const ChoiceStart& choice = request.choices[i];
-    const std::string field = absl::StrCat("choices[", i, "]");
-    if (choice.index < 0 || choice.index >= limits.max_n) {
-      violations->push_back(
-          {absl::StrCat(field, ".index"),
-           absl::StrCat("must be in [0, ", limits.max_n, "), is ", choice.index)});
-    } else if (!seen.insert(choice.index).second) {
-      violations->push_back(
-          {absl::StrCat(field, ".index"), absl::StrCat("given twice: ", choice.index)});
-    }
-    if (!choice.emitted.empty() &&
-        choice.emitted.size() >= static_cast<size_t>(std::max(request.sampling.max_tokens, 0))) {
-      violations->push_back(
-          {absl::StrCat(field, ".emitted_ids"),
-           absl::StrCat("must be fewer than max_tokens (", request.sampling.max_tokens, "), are ",
-                        choice.emitted.size())});
-    }
-    for (int32_t id : choice.emitted) {
-      if (id >= 0 && id < limits.vocab_size) continue;
-      violations->push_back({absl::StrCat(field, ".emitted_ids"),
-                             absl::StrCat("must be in [0, ", limits.vocab_size, "), has ", id)});
-      break;
-    }
-  }
-}
-
 void CheckLength(const char* field, const std::string& value, int max,
                  std::vector<FieldViolation>* violations) {
   if (value.size() <= static_cast<size_t>(max)) return;
@@ -76,10 +46,16 @@ void CheckLength(const char* field, const std::string& value, int max,
       {field, absl::StrCat("must be at most ", max, " bytes, is ", value.size())});
 }
 
+void AddViolations(const std::vector<FieldViolation>& violations, link::Done* done) {
+  for (const FieldViolation& v : violations) {
+    done->add_violations(absl::StrCat(v.field, ": ", v.description));
+  }
+}
+
 }  // namespace
 
-std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit,
-                                      const ModelLimits& limits, absl::Time now, Request* request) {
+std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit, absl::Time now,
+                                      Request* request) {
   Request& r = *request;
   r.key = {link_id, submit->handle()};
   r.attempt = submit->attempt();
@@ -96,9 +72,7 @@ std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit,
   r.deadline = submit->timeout_us() == 0 ? absl::InfiniteFuture()
                                          : now + absl::Microseconds(submit->timeout_us());
 
-  std::vector<FieldViolation> violations =
-      ValidateRequest(r.prompt_ids, r.sampling, static_cast<int>(r.choices.size()), limits);
-  CheckChoices(r, limits, &violations);
+  std::vector<FieldViolation> violations;
   const link::Sampling& sampling = submit->sampling();
   if (sampling.bias_ids_size() != sampling.bias_values_size()) {
     violations.push_back({"sampling.logit_bias",
@@ -134,11 +108,8 @@ link::LinkResponse Refusal(const link::Submit& submit, absl::StatusCode code, st
 link::LinkResponse InvalidSubmit(const link::Submit& submit,
                                  const std::vector<FieldViolation>& violations) {
   link::LinkResponse response =
-      Refusal(submit, absl::StatusCode::kInvalidArgument, "INVALID",
-              absl::StrCat(violations[0].field, ": ", violations[0].description));
-  for (const FieldViolation& v : violations) {
-    response.mutable_done()->add_violations(absl::StrCat(v.field, ": ", v.description));
-  }
+      Refusal(submit, absl::StatusCode::kInvalidArgument, "INVALID", JoinViolations(violations));
+  AddViolations(violations, response.mutable_done());
   return response;
 }
 
@@ -162,6 +133,7 @@ link::LinkResponse ToMessage(const DoneEvent& event) {
   done->set_message(std::string(event.status.message()));
   done->set_reason(event.reason);
   done->set_stage(event.stage);
+  AddViolations(event.violations, done);
   return response;
 }
 

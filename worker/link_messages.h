@@ -15,10 +15,11 @@ namespace bough {
 
 namespace link = ::bough::group::v1;
 
-// The only way from the wire to a Request. Takes prompt and ids out of `submit`. Everything that is
-// wrong with it, as the public API names its fields; empty = `request` is valid.
-std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit,
-                                      const ModelLimits& limits, absl::Time now, Request* request);
+// The only way from the wire to a Request. Returns what only the wire can get wrong, fields named
+// as in the public API; empty = `request` is complete, and the engine checks the rest. Strings are
+// moved out of `submit`.
+std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit, absl::Time now,
+                                      Request* request);
 
 // A submit refused before the engine saw it.
 link::LinkResponse Refusal(const link::Submit& submit, absl::StatusCode code, std::string reason,

@@ -79,6 +79,7 @@ EngineConfig MakeEngineConfig(const Config& config, const ModelRunner& runner) {
   engine.max_num_seqs = config.max_num_seqs;
   engine.max_num_batched_tokens = config.max_num_batched_tokens;
   engine.max_waiting = config.max_waiting;
+  engine.clock = MonotonicNow;
   return engine;
 }
 
@@ -201,7 +202,7 @@ class Rank {
     const EngineConfig engine_config = MakeEngineConfig(config_, *runner);
     Engine engine(engine_config, runner);
     EngineMetrics engine_metrics(&registry_, engine_config.num_blocks);
-    server_->Serve(FullHello(hello_, *runner, engine_config), engine_config.limits, &engine);
+    server_->Serve(FullHello(hello_, *runner, engine_config), &engine);
     serving_ = true;
     metrics_.ObserveStartup("total", MonotonicNow() - start_);
     LogInfo("ready", {{"listen", config_.listen},

@@ -1,5 +1,5 @@
 // A request as the engine sees it: tokens and numbers, already validated. Made from link.proto's Submit
-// in worker/server.cc and nowhere else.
+// in worker/link_messages.cc and nowhere else.
 #pragma once
 
 #include <cstdint>

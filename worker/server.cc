@@ -69,13 +69,12 @@ void GroupServer::ReportProgress(const RankProgress& progress) {
   Broadcast(ToMessage(progress));
 }
 
-void GroupServer::Serve(const link::Hello& hello, const ModelLimits& limits, Engine* engine) {
+void GroupServer::Serve(const link::Hello& hello, Engine* engine) {
   absl::MutexLock lock(&mu_);
   CHECK(engine_ == nullptr && engine != nullptr);
   CHECK_EQ(hello.epoch(), hello_.epoch());
   hello_ = hello;
   hello_.set_ready(true);
-  limits_ = limits;
   engine_ = engine;
   load_ = engine->Load();
   LoadChanged();
@@ -168,8 +167,7 @@ grpc::Status GroupServer::OnSubmit(uint64_t link_id, Router* router, link::Submi
             absl::StrCat("submit.handle: ", submit->handle(), " is in flight on this stream")};
   }
   Request request;
-  const std::vector<FieldViolation> violations =
-      ToRequest(link_id, submit, limits_, now_(), &request);
+  const std::vector<FieldViolation> violations = ToRequest(link_id, submit, now_(), &request);
   if (!violations.empty()) {
     router->stream->Send(InvalidSubmit(*submit, violations));
     return grpc::Status::OK;
@@ -233,6 +231,11 @@ bool GroupServer::IsBusy() const {
 void GroupServer::LoadChanged() {
   load_changed_ = true;
   load_changed_cv_.SignalAll();
+}
+
+int GroupServer::num_routers() const {
+  absl::MutexLock lock(&mu_);
+  return static_cast<int>(routers_.size());
 }
 
 absl::Time GroupServer::LoadDue() const {

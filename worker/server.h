@@ -44,11 +44,14 @@ class GroupServer : private group::v1::GroupLinkService::CallbackService, privat
 
   // The model is there: `hello` is complete, Submits go to `engine` from now on. Called once;
   // `engine` outlives Shutdown.
-  void Serve(const group::v1::Hello& hello, const ModelLimits& limits, Engine* engine);
+  void Serve(const group::v1::Hello& hello, Engine* engine);
 
   // Engine thread, around each Engine::Step: before it, and after one that did something.
   void BeforeStep();
   void Publish(const StepEvents& events);
+
+  // Streams that are open. Thread-safe.
+  int num_routers() const;
 
   // Sends the load to all routers if it is due. Thread-safe.
   void PublishLoadIfDue();
@@ -91,10 +94,9 @@ class GroupServer : private group::v1::GroupLinkService::CallbackService, privat
   const std::function<absl::Time()> now_;
   std::unique_ptr<grpc::Server> server_;
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   absl::CondVar load_changed_cv_;
   group::v1::Hello hello_ ABSL_GUARDED_BY(mu_);
-  ModelLimits limits_ ABSL_GUARDED_BY(mu_);
   Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;  // nullptr: not ready
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;

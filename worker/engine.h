@@ -71,8 +71,8 @@ struct DoneEvent {
   std::string reason;  // "QUEUE_FULL", "DRAINING", "DEADLINE", "CANCELLED", "INVALID", "" when OK
   std::string stage;   // DEADLINE: "queue", "prefill" or "decode"
   std::vector<FieldViolation> violations;  // INVALID: at least one
-  int32_t prompt_tokens = 0, cached_tokens = 0,
-          generated_tokens = 0;  // generated here, all choices
+  int32_t prompt_tokens = 0, cached_tokens = 0;
+  int32_t generated_tokens = 0;  // here, by all choices
   absl::Duration queue_time, prefill_time, decode_time;
 };
 
@@ -81,10 +81,9 @@ struct LoadReport {
   int free_blocks = 0, cached_blocks = 0, used_blocks = 0, total_blocks = 0;
   int64_t active_unique_blocks = 0;  // held by running sequences, shared ones once
   double drain_seconds = 0;          // until what is queued now is prefilled
-  // Fitted on line (worker/step_time.h), 0 until measured: a step's time is about
-  // decode_step_seconds
-  // + prefill_seconds_per_token * its tokens + decode_seconds_per_block * blocks its decode rows
-  // read.
+  // Fitted on line (worker/step_time.h), 0 until measured. A step takes about decode_step_seconds
+  // + prefill_seconds_per_token * its tokens
+  // + decode_seconds_per_block * the blocks that its decode rows read.
   double prefill_seconds_per_token = 0;
   double decode_step_seconds = 0;
   double decode_seconds_per_block = 0;
@@ -112,8 +111,8 @@ class Engine {
 
   // Thread-safe; they take effect at the next Step.
   void Submit(Request request);
-  void Cancel(const RequestKey& key,
-              int32_t choice);      // -1 = the whole request; unknown keys are ignored
+  // choice -1 = the whole request. An unknown key or choice is ignored.
+  void Cancel(const RequestKey& key, int32_t choice);
   void CancelLink(uint64_t link);   // the router's stream is gone
   void SetDraining(bool draining);  // new requests end in DRAINING
 

@@ -46,13 +46,14 @@ start_system
 wait_until_ready
 
 title "A first answer"
-printf '%s' "$context" | tail -c 88
+printf '%s' "... ${context: -85}"
 ask first --max-tokens=48 --temperature=0.7 --seed=1 "$context" | note_first_byte
 [[ ${PIPESTATUS[0]} == 0 ]] || exit 1
 grep group= "$work/first"
 seconds=$(awk -v a="$began" -v b="$(cat "$work/first_byte")" 'BEGIN {printf "%.1f", b - a}')
 
 title "A second request that begins with the same text"
+printf ' She read it twice and'
 ask second --max-tokens=48 --temperature=0.7 --seed=2 "$context She read it twice and"
 grep group= "$work/second"
 

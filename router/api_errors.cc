@@ -88,9 +88,10 @@ ApiError GroupLost(const std::string& why, bool any_token) {
 ApiError FromDone(const Done& done, absl::Duration retry_after) {
   if (done.reason == "DEADLINE") return DeadlineExceeded(done.stage);
   ApiError error = Error(done.code, done.reason, done.message);
-  if (error.reason == "DRAINING") error.code = absl::StatusCode::kUnavailable;
-  if (error.reason == "QUEUE_FULL") error.code = absl::StatusCode::kResourceExhausted;
-  if (error.reason == "DRAINING" || error.reason == "QUEUE_FULL") error.retry_after = retry_after;
+  if (done.code == absl::StatusCode::kUnavailable ||
+      done.code == absl::StatusCode::kResourceExhausted) {
+    error.retry_after = retry_after;
+  }
   for (const std::string& violation : done.violations) {
     const size_t colon = violation.find(": ");
     error.violations.push_back(

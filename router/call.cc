@@ -17,6 +17,8 @@
 namespace bough::router {
 namespace {
 
+constexpr size_t kMaxTraceparentBytes = 256;
+
 uint64_t Random() {
   thread_local absl::BitGen gen;
   return absl::Uniform<uint64_t>(gen);
@@ -69,7 +71,14 @@ Call::Call(Router* router, grpc::CallbackServerContext* context)
       context_(context),
       arrival_(MonotonicNow()),
       request_id_(Metadata(*context, "x-request-id")),
-      traceparent_(Metadata(*context, "traceparent")) {}
+      traceparent_(Metadata(*context, "traceparent")) {
+  // As the trace standard asks, a traceparent that cannot be one is dropped, not an error.
+  if (traceparent_.size() > kMaxTraceparentBytes) traceparent_.clear();
+}
+
+Call::~Call() {
+  if (!log_.is_null()) LogInfo("request finished", std::move(log_));
+}
 
 std::variant<std::shared_ptr<Request>, ApiError> Call::Read(const v1::GenerateRequest& message,
                                                             bool stream) {
@@ -108,21 +117,20 @@ grpc::Status Call::Finish(const ApiError* error, const RequestSummary& s) {
   const absl::StatusCode code = error == nullptr ? absl::StatusCode::kOk : error->code;
   const double seconds = absl::ToDoubleSeconds(MonotonicNow() - arrival_);
   router_->metrics().CountCall(code, seconds);
-  nlohmann::json fields = {{"request_id", request_id_},
-                           {"code", absl::StatusCodeToString(code)},
-                           {"seconds", seconds},
-                           {"prompt_tokens", s.prompt_tokens},
-                           {"cached_prompt_tokens", s.cached_prompt_tokens},
-                           {"generated_tokens", s.completion_tokens}};
-  if (!traceparent_.empty()) fields["traceparent"] = traceparent_;
-  if (!s.group.empty()) fields["group"] = s.group;
-  if (s.ttft_seconds >= 0) fields["ttft_seconds"] = s.ttft_seconds;
-  if (s.retries > 0) fields["retries"] = s.retries;
+  log_ = {{"request_id", request_id_},
+          {"code", absl::StatusCodeToString(code)},
+          {"seconds", seconds},
+          {"prompt_tokens", s.prompt_tokens},
+          {"cached_prompt_tokens", s.cached_prompt_tokens},
+          {"generated_tokens", s.completion_tokens}};
+  if (!traceparent_.empty()) log_["traceparent"] = traceparent_;
+  if (!s.group.empty()) log_["group"] = s.group;
+  if (s.ttft_seconds >= 0) log_["ttft_seconds"] = s.ttft_seconds;
+  if (s.retries > 0) log_["retries"] = s.retries;
   if (error != nullptr) {
-    fields["reason"] = error->reason;
-    fields["error"] = error->message;
+    log_["reason"] = error->reason;
+    log_["error"] = error->message;
   }
-  LogInfo("request finished", std::move(fields));
   return error == nullptr ? grpc::Status::OK : ToGrpcStatus(*error);
 }
 

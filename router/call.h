@@ -11,6 +11,7 @@
 #include "bough/v1/generation.pb.h"
 #include "common/grpc_status.h"
 #include "grpcpp/grpcpp.h"
+#include "nlohmann/json.hpp"
 #include "router/client_events.h"
 #include "router/request.h"
 #include "router/router.h"
@@ -28,6 +29,8 @@ class Call {
  public:
   // Arrival is now.
   Call(Router* router, grpc::CallbackServerContext* context);
+  // Writes the log line: not in Finish, which is called under the router's lock.
+  ~Call();
 
   // The validated request; sets the call's id and echoes it in the initial metadata.
   std::variant<std::shared_ptr<Request>, ApiError> Read(const v1::GenerateRequest& message,
@@ -43,6 +46,7 @@ class Call {
   const absl::Time arrival_;
   std::string request_id_;
   std::string traceparent_;
+  nlohmann::json log_;  // null until Finish
 };
 
 }  // namespace bough::router

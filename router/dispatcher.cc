@@ -277,7 +277,8 @@ void Dispatcher::OnDone(int group, const Done& done, absl::Time now) {
   if (done.reason == "STALE_EPOCH") {
     Continue(done.handle, *flight, flight->relay.OnStale(), GroupLost("it restarted", any_token),
              now);
-  } else if (done.reason == "DRAINING" || done.reason == "QUEUE_FULL") {
+  } else if (done.code == absl::StatusCode::kUnavailable ||
+             done.code == absl::StatusCode::kResourceExhausted) {  // draining, loading, full
     Continue(done.handle, *flight, flight->relay.OnRefused(), FromDone(done, RetryAfter(groups_)),
              now);
   } else if (done.code == absl::StatusCode::kOk) {

@@ -39,8 +39,8 @@ bool SignalCame(const sigset_t& signals, absl::Duration timeout) {
 // After the first signal: no new requests, open streams go on for up to drain_timeout. A second
 // signal ends them at once.
 void Drain(Router& router, Server& server, const sigset_t& signals) {
-  LogInfo("draining", {{"timeout_seconds", absl::ToDoubleSeconds(router.config().drain_timeout)}});
   router.SetDraining(true);
+  LogInfo("draining", {{"timeout_seconds", absl::ToDoubleSeconds(router.config().drain_timeout)}});
   const absl::Time end = MonotonicNow() + router.config().drain_timeout;
   bool idle = router.WaitUntilIdle(absl::ZeroDuration());
   while (!idle && MonotonicNow() < end) {

@@ -106,7 +106,8 @@ class DispatcherTest : public ::testing::Test {
     Done done;
     done.handle = s.handle;
     done.attempt = s.attempt;
-    done.code = absl::StatusCode::kUnavailable;
+    done.code = reason == "QUEUE_FULL" ? absl::StatusCode::kResourceExhausted
+                                       : absl::StatusCode::kUnavailable;
     done.reason = reason;
     core_.OnEvent(group_, done, now_);
   }

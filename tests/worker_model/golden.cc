@@ -50,7 +50,7 @@ std::vector<TinyCase> ReadTinyCases(const std::string& model_dir) {
 
 DemoGolden ReadDemoGolden() {
   const auto json = nlohmann::json::parse(ReadFile("tests/golden/demo.json"));
-  return {json.at("logits").get<std::vector<TokenIds>>(),
+  return {json.at("logits").at("prompts").get<std::vector<TokenIds>>(),
           TensorFile("tests/golden/demo.safetensors").Read<float>("logits"),
           json.at("greedy").at("prompts").get<std::vector<TokenIds>>(),
           json.at("greedy").at("tokens").get<std::vector<TokenIds>>()};

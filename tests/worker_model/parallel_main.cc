@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "common/check.h"
+#include "kernels/cpu/parallel.h"
 
 namespace bough::testing {
 namespace {
@@ -24,6 +27,8 @@ void StartFollowers(const std::string& words) {
 int RunParallelTests(int argc, char** argv, const std::function<void(const std::string&)>& follow) {
   const std::unique_ptr<MpiGroup> group = MpiGroup::Init(&argc, &argv);
   the_group = group.get();
+  // The ranks share the cores, as in worker/main.cc.
+  cpu::SetNumThreads(std::max(1, cpu::NumThreads() / group->size()));
   int exit_code = 0;
   if (group->rank() == 0) {
     ::testing::InitGoogleTest(&argc, argv);

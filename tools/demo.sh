@@ -57,9 +57,8 @@ printf ' She read it twice and'
 ask second --max-tokens=48 --temperature=0.7 --seed=2 "$context She read it twice and"
 grep group= "$work/second"
 
-title "16 samples of one prompt (the first lines)"
-ask samples --n=16 --max-tokens=16 --temperature=0.9 --seed=3 "$context On it" | head -n 40
-[[ ${PIPESTATUS[0]} == 0 ]] || exit 1
+title "16 samples of one prompt"
+ask samples --n=16 --max-tokens=16 --temperature=0.9 --seed=3 "$context On it"
 grep group= "$work/samples"
 
 cached=$(field second cached_tokens)

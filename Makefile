@@ -3,6 +3,7 @@ SHELL := /bin/bash
 START := $(shell date +%s.%N)
 DEVICE ?= cpu
 NVCC := $(shell command -v nvcc)
+CUDA_TESTS := $(subst /,_,$(patsubst tests/%.cc,%,$(wildcard tests/kernels_cuda/*_test.cc)))
 DEMO_TARGETS := bough-router bough-worker bough
 SOURCES = $(shell git ls-files '*.cc' '*.h' '*.cu' '*.cuh')
 
@@ -44,7 +45,12 @@ ifeq ($(NVCC),)
 	@echo 'make cuda: nvcc is not in PATH' >&2; exit 1
 endif
 	cmake --preset cuda
-	cmake --build --preset cuda --target kernels_cuda
+	cmake --build --preset cuda --target kernels_cuda $(CUDA_TESTS)
+
+bench: configure
+	cmake --build --preset cpu --target bench-kernels-cpu
+	@mkdir -p bench/results/cpu
+	build/cpu/bin/bench-kernels-cpu --out=bench/results/cpu/kernels.json
 
 clean:
 	rm -rf build out

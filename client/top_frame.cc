@@ -73,6 +73,22 @@ bool Loading(const v1::GroupProgress& group) {
                      [](const v1::RankProgress& rank) { return rank.phase() != "ready"; });
 }
 
+// What a group that is not ready is at: its weights when it reads them, else its state and why.
+std::string NotReady(const v1::Group& group, const v1::GetLoadProgressResponse& progress) {
+  for (const v1::GroupProgress& load : progress.groups()) {
+    if (load.group() != group.name() || group.state() != v1::GROUP_STATE_LOADING) continue;
+    double done = 0, total = 0;
+    for (const v1::RankProgress& rank : load.ranks()) {
+      done += static_cast<double>(rank.bytes_done());
+      total += static_cast<double>(rank.bytes_total());
+    }
+    if (total == 0) break;
+    return absl::StrFormat("%s %3.0f%% of weights", Bar(done / total, 20), 100 * done / total);
+  }
+  const std::string why = group.last_error().empty() ? "" : ": " + group.last_error();
+  return StateName(group.state()) + why;
+}
+
 void AddTo(v1::Group* total, const v1::Group& group) {
   total->set_requests_running(total->requests_running() + group.requests_running());
   total->set_requests_waiting(total->requests_waiting() + group.requests_waiting());
@@ -118,16 +134,9 @@ std::string LoadLines(const v1::GetLoadProgressResponse& progress) {
 std::string ReadyLine(const Snapshot& now) {
   std::string line =
       absl::StrFormat("%d/%d groups ready", now.info.ready_groups(), now.groups.groups_size());
-  for (const v1::GroupProgress& group : now.progress.groups()) {
-    if (!Loading(group)) continue;
-    double done = 0, total = 0;
-    for (const v1::RankProgress& rank : group.ranks()) {
-      done += static_cast<double>(rank.bytes_done());
-      total += static_cast<double>(rank.bytes_total());
-    }
-    const double fraction = total > 0 ? done / total : 0;
-    absl::StrAppendFormat(&line, "  %s %s %3.0f%% of weights", group.group(), Bar(fraction, 20),
-                          100 * fraction);
+  for (const v1::Group& group : now.groups.groups()) {
+    if (group.state() == v1::GROUP_STATE_READY) continue;
+    absl::StrAppend(&line, "  ", group.name(), " ", NotReady(group, now.progress));
   }
   return line;
 }

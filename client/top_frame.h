@@ -28,7 +28,8 @@ std::string TopFrame(const Snapshot& now, const std::optional<Snapshot>& before,
 // are still loading.
 std::string LoadLines(const v1::GetLoadProgressResponse& progress);
 
-// "1/2 groups ready  g1 [#####.....]  52% of weights": one line while groups load.
+// "1/2 groups ready  g1 [#####.....]  52% of weights", or "g1 connecting: connection refused": one
+// line that names every group that is not ready.
 std::string ReadyLine(const Snapshot& now);
 
 // All groups that the router knows are ready, and there is one.

@@ -4,8 +4,8 @@
 //
 // b = sequences, g = num_kv_heads, k = head_dim, m_c / m_d = shared / private length.
 //
-// The CPU twins give a query the same bits whether it is decoded, prefilled in chunks of any size or
-// bifurcated, whatever else is in the batch. They take f32 q and o, an f32 or bf16 cache, and a
+// The CPU twins give a query the same bits whether it is decoded, prefilled in chunks of any size
+// or bifurcated, whatever else is in the batch. They take f32 q and o, an f32 or bf16 cache, and a
 // head_dim that is a multiple of 8.
 #pragma once
 
@@ -16,16 +16,16 @@
 
 namespace bough {
 
-// Each sequence's queries are its last ones: sequence s has num_q = cu_seqlens_q[s+1] - cu_seqlens_q[s]
-// queries and seqlens_kv[s] keys (the queries' own included, already in the cache); query i of it sees
-// keys [max(0, p + 1 - window), p + 1) with p = seqlens_kv[s] - num_q + i and window = sliding_window,
-// or all of [0, p + 1) when sliding_window is 0. Serves prefill, chunked prefill and decode.
+// Sequence s has seqlens_kv[s] keys, already in the cache, and queries at the last num_q of their
+// positions, num_q = cu_seqlens_q[s + 1] - cu_seqlens_q[s]. The query at position p sees keys
+// [max(0, p + 1 - sliding_window), p + 1), or [0, p + 1) when sliding_window is 0.
+// Serves prefill, chunked prefill and decode.
 // KV bytes of a decode step: 2 g k b (m_c + m_d).
 struct PagedAttentionParams {
-  const void* q = nullptr;                // rows of q_stride elements, [num_tokens, num_heads, head_dim]
-  const void* k_cache = nullptr;          // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
-  const void* v_cache = nullptr;          // as k_cache
-  const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]; entries past seqlen are not read
+  const void* q = nullptr;        // [num_tokens, num_heads, head_dim], rows q_stride apart
+  const void* k_cache = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
+  const void* v_cache = nullptr;  // as k_cache
+  const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]; not read past seqlen
   const int32_t* cu_seqlens_q = nullptr;  // [num_seqs + 1] half-open query ranges
   const int32_t* seqlens_kv = nullptr;    // [num_seqs] tokens
   void* o = nullptr;                      // [num_tokens, num_heads, head_dim]
@@ -37,19 +37,19 @@ struct PagedAttentionParams {
 };
 
 // Decode (one query a sequence) when sequences share leading blocks: each group's shared part
-// [0, prefix_len) is read once for all its rows, each row's own part [prefix_len, seqlen) by itself, and
-// the two softmax states are merged; exact up to rounding. KV bytes fall from 2 g k b (m_c + m_d) to
-// 2 g k (m_c + b m_d)  [bifurcated attention, arXiv 2403.08845, sec. 4.3].
-// The shared part is found through the group's first row: the other rows' entries for it are not read.
-// No sliding window: a batch with one takes PagedAttention.
+// [0, prefix_len) is read once for all its rows, each row's own part [prefix_len, seqlen) by
+// itself, and the two softmax states are merged; exact up to rounding. KV bytes fall to
+//   2 g k (m_c + b m_d)      [bifurcated attention, arXiv 2403.08845, sec. 4.3]
+// The shared part is found through the group's first row; the other rows' table entries for it are
+// not read. No sliding window: a batch with one takes PagedAttention.
 struct BifurcatedAttentionParams {
-  const void* q = nullptr;                // rows of q_stride elements, [num_seqs, num_heads, head_dim]
-  const void* k_cache = nullptr;          // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
-  const void* v_cache = nullptr;          // as k_cache
-  const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]; a group's rows agree on its prefix
+  const void* q = nullptr;        // [num_seqs, num_heads, head_dim], rows q_stride apart
+  const void* k_cache = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
+  const void* v_cache = nullptr;  // as k_cache
+  const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks]
   const int32_t* seqlens_kv = nullptr;    // [num_seqs] tokens, prefix included
-  const int32_t* group_start = nullptr;   // [num_groups + 1] half-open ranges of rows; they cover [0, num_seqs)
-  const int32_t* prefix_len = nullptr;    // [num_groups] tokens, a multiple of block_size; 0 = nothing shared
+  const int32_t* group_start = nullptr;   // [num_groups + 1] row ranges, from 0 to num_seqs
+  const int32_t* prefix_len = nullptr;    // [num_groups] tokens, whole blocks; may be 0
   void* o = nullptr;                      // [num_seqs, num_heads, head_dim]
   int num_seqs = 0, num_groups = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 0;
   int max_blocks = 0, q_stride = 0;

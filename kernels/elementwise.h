@@ -1,5 +1,6 @@
-// The ops that touch each element once: embedding, norm, RoPE with KV append, SiLU gate, block copies.
-// All are bound by memory: bytes read plus bytes written over the read ceiling is their floor.
+// The ops that touch each element once: embedding, norm, RoPE and KV append, SiLU gate, block
+// copies. All are bound by memory: bytes read plus bytes written over the read ceiling is their
+// floor.
 //
 // Pointers are to `dtype` elements unless a comment says otherwise. The CPU twins take f32 only.
 #pragma once
@@ -32,16 +33,16 @@ struct AddRmsNormParams {
   DType dtype = DType::kF32;
 };
 
-// Rotates q and k by their position (halves paired as (i, i + head_dim/2), as Hugging Face checkpoints
-// are trained) and puts k and v into the cache. RoFormer, arXiv 2104.09864 eq. 34:
+// Rotates q and k by their position (pairs (i, i + head_dim/2), as Hugging Face checkpoints are
+// trained), in place, and puts k and v into the cache. RoFormer, arXiv 2104.09864 eq. 34:
 //   angle(p, i) = p * theta^(-2i / head_dim),  i in [0, head_dim/2)
-// Angles in f32. Slots: block = slot / block_size, row = slot % block_size; no two tokens share a slot.
+// Angles in f32. A slot is block * block_size + row; no two tokens share one.
 struct RopeAppendParams {
-  void* qkv = nullptr;                    // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim], q in place
+  void* qkv = nullptr;                    // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]
   const int32_t* positions = nullptr;     // [num_tokens]
   const int32_t* slot_mapping = nullptr;  // [num_tokens]; -1 = do not store
-  void* k_cache = nullptr;                // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
-  void* v_cache = nullptr;                // as k_cache
+  void* k_cache = nullptr;  // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
+  void* v_cache = nullptr;  // as k_cache
   int num_tokens = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 0;
   float rope_theta = 1e6f;
   DType dtype = DType::kF32, kv_dtype = DType::kF32;

@@ -3,8 +3,8 @@
 //   y[m, n] = sum_k x[m, k] * w[n, k]
 //
 // Bound: weights' bytes for few rows, 2 m n k FLOPs for many.
-// The CPU twins sum each output in an order that depends on k alone: a row's result does not change with
-// the rows that happen to stand beside it, so a resumed or re-batched sequence gets the same bits.
+// The CPU twins sum each output in an order that depends on k alone: a row's result does not change
+// with the rows beside it, so a resumed or re-batched sequence gets the same bits.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct GemmParams {
 };
 
 // One product per expert over the rows routed to it:
-//   y[r, n] = sum_k x[x_row(r), k] * w[e, n, k]   for r in [expert_offsets[e], expert_offsets[e + 1])
+//   y[r, n] = sum_k x[x_rows[r], k] * w[e, n, k],   expert_offsets[e] <= r < expert_offsets[e + 1]
 struct GroupedGemmParams {
   const void* x = nullptr;                  // [num_x_rows, k] dtype
   const int32_t* x_rows = nullptr;          // [num_rows] row of x per output row; nullptr: r itself

@@ -46,19 +46,19 @@ start_system
 wait_until_ready
 
 title "A first answer"
-printf '%s' "$context" | tail -c 88
+printf '%s' "... ${context: -85}"
 ask first --max-tokens=48 --temperature=0.7 --seed=1 "$context" | note_first_byte
 [[ ${PIPESTATUS[0]} == 0 ]] || exit 1
 grep group= "$work/first"
 seconds=$(awk -v a="$began" -v b="$(cat "$work/first_byte")" 'BEGIN {printf "%.1f", b - a}')
 
 title "A second request that begins with the same text"
+printf ' She read it twice and'
 ask second --max-tokens=48 --temperature=0.7 --seed=2 "$context She read it twice and"
 grep group= "$work/second"
 
-title "16 samples of one prompt (the first lines)"
-ask samples --n=16 --max-tokens=16 --temperature=0.9 --seed=3 "$context On it" | head -n 40
-[[ ${PIPESTATUS[0]} == 0 ]] || exit 1
+title "16 samples of one prompt"
+ask samples --n=16 --max-tokens=16 --temperature=0.9 --seed=3 "$context On it"
 grep group= "$work/samples"
 
 cached=$(field second cached_tokens)

@@ -252,7 +252,7 @@ int main(int argc, char** argv) {
   const absl::Time start = bough::MonotonicNow();
   bough::BlockStopSignals();
   const std::unique_ptr<bough::MpiGroup> group = bough::MpiGroup::Init(&argc, &argv);
-  if (group->rank() > 0) bough::FollowMpirun();
+  bough::FollowMpirun(group->rank());
   const absl::Status status =
       bough::Main(group.get(), std::vector<std::string>(argv + 1, argv + argc), start);
   if (status.ok()) return 0;

@@ -7,4 +7,4 @@ add_project_library(worker_serve
 target_compile_definitions(worker_serve PRIVATE BOUGH_VERSION="${PROJECT_VERSION}")
 
 add_project_binary(bough-worker SOURCES main.cc
-  DEPS worker_serve worker_runner worker_comm OpenMP::OpenMP_CXX)
+  DEPS worker_serve worker_runner worker_comm kernels_cpu)

@@ -2,7 +2,9 @@
 
 #include <signal.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <ctime>
 #include <utility>
 
@@ -18,6 +20,8 @@ sigset_t StopSet() {
   return set;
 }
 
+bool StartedByMpirun() { return std::getenv("OMPI_COMM_WORLD_RANK") != nullptr; }
+
 }  // namespace
 
 void BlockStopSignals() {
@@ -25,12 +29,14 @@ void BlockStopSignals() {
   CHECK_EQ(pthread_sigmask(SIG_BLOCK, &set, nullptr), 0);
 }
 
-void FollowMpirun() {
+void FollowMpirun(int rank) {
+  if (!StartedByMpirun()) return;
+  CHECK_EQ(prctl(PR_SET_PDEATHSIG, SIGKILL), 0);
+  if (rank == 0) return;
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   CHECK_EQ(pthread_sigmask(SIG_UNBLOCK, &set, nullptr), 0);
-  CHECK_EQ(prctl(PR_SET_PDEATHSIG, SIGKILL), 0);
 }
 
 StopSignals::StopSignals(std::function<void(int)> on_signal)
@@ -46,7 +52,10 @@ void StopSignals::Wait() {
   const timespec poll = {.tv_sec = 0, .tv_nsec = 200'000'000};
   int num_signals = 0;
   while (!done_) {
-    if (sigtimedwait(&set, nullptr, &poll) > 0) on_signal_(++num_signals);
+    siginfo_t info;
+    const int signal = sigtimedwait(&set, &info, &poll);
+    if (signal == SIGTERM && StartedByMpirun() && info.si_pid == getppid()) std::_Exit(143);
+    if (signal > 0) on_signal_(++num_signals);
   }
 }
 

@@ -1,5 +1,6 @@
-// SIGTERM, SIGINT and SIGUSR1 ask a group to stop; rank 0 decides for all. mpirun passes SIGUSR1 on
-// to every rank, which makes it the supervisor's way to rank 0 (tools/launch_group.sh).
+// SIGTERM, SIGINT and SIGUSR1 ask a group to stop, and rank 0 decides for all. mpirun passes SIGUSR1 on
+// to every rank, which makes it the supervisor's way to rank 0 (tools/launch_group.sh). A SIGTERM that
+// mpirun itself sends is no question: a rank died, and the group is over.
 #pragma once
 
 #include <atomic>
@@ -11,9 +12,9 @@ namespace bough {
 // Before any thread starts: from here on the three signals wait for StopSignals.
 void BlockStopSignals();
 
-// Ranks > 0: SIGTERM, which mpirun sends when the group is over, ends the process; the others stay
-// blocked, for rank 0 decides. The process dies with mpirun.
-void FollowMpirun();
+// Of a process that mpirun started: it dies with mpirun, and on ranks > 0 with mpirun's SIGTERM. Other
+// processes are left as they are.
+void FollowMpirun(int rank);
 
 // Rank 0: calls `on_signal(n)` for the n-th of the signals, from 1, on a thread of its own.
 class StopSignals {

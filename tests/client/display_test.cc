@@ -176,6 +176,15 @@ TEST(TopFrame, ShowsLoadProgressAndErrorsOfLinks) {
   EXPECT_THAT(ReadyLine(s), HasSubstr("g0 [#####...............]  25% of weights"));
 }
 
+TEST(ReadyLine, SaysWhichGroupIsMissingAndWhy) {
+  Snapshot s = TestSnapshot();
+  *s.groups.add_groups() = TestGroup("g1");
+  EXPECT_EQ(ReadyLine(s), "1/2 groups ready");
+  s.groups.mutable_groups(1)->set_state(v1::GROUP_STATE_CONNECTING);
+  s.groups.mutable_groups(1)->set_last_error("connection refused");
+  EXPECT_EQ(ReadyLine(s), "1/2 groups ready  g1 connecting: connection refused");
+}
+
 TEST(TopFrame, HidesGroupsThatHaveLoaded) {
   v1::GetLoadProgressResponse progress;
   progress.add_groups()->add_ranks()->set_phase("ready");

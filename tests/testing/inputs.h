@@ -15,11 +15,10 @@ inline int RandomInt(Random& random, int min, int max) {
   return std::uniform_int_distribution<int>(min, max)(random);
 }
 
-// Uniform in [-scale, scale).
+// Uniform in [-scale, scale), in steps of scale * 2^-23.
 inline std::vector<float> RandomFloats(Random& random, int64_t size, float scale = 1) {
-  std::uniform_real_distribution<float> uniform(-scale, scale);
   std::vector<float> values(size);
-  for (float& v : values) v = uniform(random);
+  for (float& v : values) v = (static_cast<float>(random() >> 8) * 0x1p-23f - 1) * scale;
   return values;
 }
 

@@ -20,7 +20,7 @@ namespace bough {
 
 [[noreturn]] void DieOfMpiError(const char* file, int line, const char* call, int error);
 
-// Returns when all of `requests` are done; yields the core between looks.
+// Returns when all of `requests` are done; polls for 50 us, then sleeps between looks.
 void WaitAll(std::span<MPI_Request> requests);
 
 }  // namespace bough

@@ -5,11 +5,7 @@
 // A case's floor is max(bytes / read ceiling, FLOPs / FMA ceiling); the best of several runs
 // counts. Weights and caches are larger than the last-level cache in sum, so each run reads memory.
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <functional>
 #include <numeric>
 #include <random>
 #include <string>
@@ -18,6 +14,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
+#include "bench/ceilings.h"
 #include "bench/results.h"
 #include "common/check.h"
 #include "kernels/attention.h"
@@ -34,77 +31,6 @@ namespace {
 // Of the demo model.
 constexpr int kHidden = 512, kIntermediate = 256, kNumExperts = 8, kTopK = 2, kVocab = 4096;
 constexpr int kNumHeads = 4, kNumKvHeads = 2, kHeadDim = 128, kBlockSize = 64;
-
-constexpr int64_t kWorkingSetBytes = int64_t{192} << 20;
-
-double SecondsOf(const std::function<void()>& run) {
-  const auto start = std::chrono::steady_clock::now();
-  run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Best of at least 5 runs and 0.4 s. run(i) gets the run's number, to choose its copy of the data.
-double BestSeconds(const std::function<void(int)>& run) {
-  double best = 1e9, sum = 0;
-  for (int i = 0; i < 5 || (sum < 0.4 && i < 2000); ++i) {
-    const double seconds = SecondsOf([&] { run(i); });
-    best = std::min(best, seconds);
-    sum += seconds;
-  }
-  return best;
-}
-
-using F32x8 = float __attribute__((vector_size(32)));
-
-constexpr double kManyFlops = 1e9;  // always worth threads
-
-// All threads, 12 chains of fused multiply-adds each.
-double MeasureGflops() {
-  constexpr int kChains = 12, kSteps = 20'000, kTasksPerThread = 100;
-  const int num_tasks = kTasksPerThread * cpu::NumThreads();
-  std::vector<float> sink(num_tasks);
-  const double seconds = BestSeconds([&](int run) {
-    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
-      F32x8 acc[kChains], x = {}, y = {};
-      x += 0.999f + static_cast<float>(run) * 1e-9f;
-      y += 1e-3f;
-      for (F32x8& a : acc) a = x;
-      for (int i = 0; i < kSteps; ++i) {
-        for (F32x8& a : acc) a = a * x + y;
-      }
-      F32x8 sum = {};
-      for (F32x8& a : acc) sum += a;
-      sink[task] = sum[0];
-    });
-  });
-  CHECK_NE(std::accumulate(sink.begin(), sink.end(), 0.0f), 0) << "keeps the loop";
-  return 2.0 * 8 * kChains * kSteps * num_tasks / seconds * 1e-9;
-}
-
-// All threads read a buffer larger than the caches, 1 MiB a task.
-double MeasureReadGbps() {
-  constexpr int64_t kTaskFloats = 1 << 18;
-  const int num_tasks = kWorkingSetBytes / (kTaskFloats * sizeof(float));
-  const std::vector<float> buffer(num_tasks * kTaskFloats, 1.0f);
-  std::vector<float> sink(num_tasks);
-  const double seconds = BestSeconds([&](int) {
-    cpu::ParallelFor(num_tasks, kManyFlops, [&](int task) {
-      F32x8 sum[8] = {};
-      const float* p = &buffer[task * kTaskFloats];
-      for (int64_t i = 0; i < kTaskFloats; i += 64) {
-        for (int j = 0; j < 8; ++j) {
-          F32x8 v;
-          std::memcpy(&v, p + i + j * 8, sizeof(v));
-          sum[j] += v;
-        }
-      }
-      for (int j = 1; j < 8; ++j) sum[0] += sum[j];
-      sink[task] = sum[0][0];
-    });
-  });
-  CHECK_EQ(sink[0], kTaskFloats / 8.0f) << "keeps the loop";
-  return static_cast<double>(buffer.size()) * sizeof(float) / seconds * 1e-9;
-}
 
 std::vector<float> RandomFloats(int64_t size) {
   std::mt19937 random(1);
@@ -126,7 +52,7 @@ class Bench {
   Bench() {
     results_.scenario = "kernels";
     results_.device = absl::StrCat(CpuName(), ", ", cpu::NumThreads(), " threads");
-    gflops_ = results_.ceilings["fma_gflops"] = MeasureGflops();
+    gflops_ = results_.ceilings["fma_gflops"] = MeasureFmaGflops();
     gbps_ = results_.ceilings["read_gbps"] = MeasureReadGbps();
     std::printf("%s: %.1f GFLOP/s, %.1f GB/s\n\n%-32s %10s %10s %7s %9s %8s\n",
                 results_.device.c_str(), gflops_, gbps_, "case", "us", "floor us", "ratio",

@@ -39,11 +39,16 @@ std::string ToJson(const BenchResults& results) {
       {"date", absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone())}};
   for (const auto& [name, value] : results.ceilings) json["ceilings"][name] = Round4(value);
   for (const BenchCase& c : results.cases) {
-    json["cases"].push_back({{"name", c.name},
-                             {"value", Round4(c.value)},
-                             {"unit", c.unit},
-                             {"floor", Round4(c.floor)},
-                             {"ratio", Round4(c.value / c.floor)}});
+    nlohmann::ordered_json entry = {{"name", c.name},
+                                    {"value", Round4(c.value)},
+                                    {"unit", c.unit},
+                                    {"floor", Round4(c.floor)},
+                                    {"ratio", Round4(c.value / c.floor)}};
+    if (!c.peer.empty()) {
+      entry["peer"] = c.peer;
+      entry["peer_value"] = Round4(c.peer_value);
+    }
+    json["cases"].push_back(std::move(entry));
   }
   return json.dump(2) + "\n";
 }

@@ -14,6 +14,9 @@ struct BenchCase {
   double value = 0;
   std::string unit;
   double floor = 0;
+  // Another way to the same result, measured in the same run and unit; "" = none.
+  std::string peer = {};
+  double peer_value = 0;
 };
 
 struct BenchResults {

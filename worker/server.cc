@@ -122,14 +122,13 @@ void GroupServer::OnClosed(uint64_t link_id) {
 }
 
 grpc::Status GroupServer::OnRequest(uint64_t link_id, link::LinkRequest* request) {
+  if (request->has_submit()) return OnSubmit(link_id, request->mutable_submit());
   absl::MutexLock lock(&mu_);
   Router& router = routers_.at(link_id);
   switch (request->message_case()) {
     case link::LinkRequest::kHello:
       router.name = request->hello().router();
       return grpc::Status::OK;
-    case link::LinkRequest::kSubmit:
-      return OnSubmit(link_id, &router, request->mutable_submit());
     case link::LinkRequest::kCancel:
       if (engine_ != nullptr) {
         engine_->Cancel({link_id, request->cancel().handle()}, request->cancel().choice());
@@ -144,35 +143,39 @@ grpc::Status GroupServer::OnRequest(uint64_t link_id, link::LinkRequest* request
     case link::LinkRequest::kDrain:
       if (engine_ != nullptr && !draining_) engine_->SetDraining(request->drain().on());
       return grpc::Status::OK;
+    case link::LinkRequest::kSubmit:
     case link::LinkRequest::MESSAGE_NOT_SET:
       break;
   }
   return {grpc::StatusCode::INVALID_ARGUMENT, "message: must be set to one that this group knows"};
 }
 
-grpc::Status GroupServer::OnSubmit(uint64_t link_id, Router* router, link::Submit* submit) {
+grpc::Status GroupServer::OnSubmit(uint64_t link_id, link::Submit* submit) {
+  // A long prompt is copied before the lock is taken: the engine thread waits for it.
+  Request request;
+  const std::vector<FieldViolation> violations = ToRequest(link_id, submit, now_(), &request);
+  absl::MutexLock lock(&mu_);
+  Router& router = routers_.at(link_id);
   if (engine_ == nullptr) {
-    router->stream->Send(Refusal(*submit, absl::StatusCode::kUnavailable, "LOADING",
-                                 "the group is loading its model"));
+    router.stream->Send(Refusal(*submit, absl::StatusCode::kUnavailable, "LOADING",
+                                "the group is loading its model"));
     return grpc::Status::OK;
   }
   if (submit->epoch() != hello_.epoch()) {
-    router->stream->Send(
+    router.stream->Send(
         Refusal(*submit, absl::StatusCode::kAborted, "STALE_EPOCH",
                 absl::StrCat("epoch: must be ", hello_.epoch(), ", is ", submit->epoch())));
     return grpc::Status::OK;
   }
-  if (router->handles.contains(submit->handle())) {
+  if (router.handles.contains(submit->handle())) {
     return {grpc::StatusCode::INVALID_ARGUMENT,
             absl::StrCat("submit.handle: ", submit->handle(), " is in flight on this stream")};
   }
-  Request request;
-  const std::vector<FieldViolation> violations = ToRequest(link_id, submit, now_(), &request);
   if (!violations.empty()) {
-    router->stream->Send(InvalidSubmit(*submit, violations));
+    router.stream->Send(InvalidSubmit(*submit, violations));
     return grpc::Status::OK;
   }
-  router->handles.insert(request.key.handle);
+  router.handles.insert(request.key.handle);
   since_step_.requests += 1;
   since_step_.prompt_tokens += static_cast<int64_t>(request.prompt_ids.size());
   engine_->Submit(std::move(request));

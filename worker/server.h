@@ -82,8 +82,7 @@ class GroupServer : private group::v1::GroupLinkService::CallbackService, privat
   grpc::Status OnRequest(uint64_t link_id, group::v1::LinkRequest* request) override;
   void OnClosed(uint64_t link_id) override;
 
-  grpc::Status OnSubmit(uint64_t link_id, Router* router, group::v1::Submit* submit)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  grpc::Status OnSubmit(uint64_t link_id, group::v1::Submit* submit);
   void Greet(LinkStream* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Broadcast(const group::v1::LinkResponse& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   LoadReport CurrentLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -53,7 +53,7 @@ struct StreamResult {
 
 class ServerTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() { tokenizer_ = bough::testing::LoadTinyTokenizer().release(); }
+  static void SetUpTestSuite() { tokenizer_ = bough::testing::LoadTinyTokenizer(); }
 
   FakeGroup& AddGroup(const std::string& name, FakeScript script) {
     groups_.push_back(std::make_unique<FakeGroup>(name, std::move(script)));
@@ -66,7 +66,7 @@ class ServerTest : public ::testing::Test {
     config_.listen = config_.admin_listen = "127.0.0.1:0";
     config_.served_model_name = "tiny";
     metrics_ = std::make_unique<RouterMetrics>(&registry_, config_.groups);
-    router_ = std::make_unique<Router>(config_, tokenizer_, metrics_.get());
+    router_ = std::make_unique<Router>(config_, tokenizer_.get(), metrics_.get());
     auto server = Server::Start(router_.get());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -151,7 +151,7 @@ class ServerTest : public ::testing::Test {
     return status.ok() && reply.size() == 2 ? reply[1] : -1;
   }
 
-  inline static Tokenizer* tokenizer_ = nullptr;
+  inline static std::unique_ptr<Tokenizer> tokenizer_;
   RouterConfig config_;
   Metrics registry_;
   std::vector<std::unique_ptr<FakeGroup>> groups_;

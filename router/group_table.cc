@@ -35,7 +35,10 @@ bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
     return false;
   }
   g.phase = g.hello.ready ? GroupState::Phase::kReady : GroupState::Phase::kLoading;
-  if (g.hello.ready) model_ = g.hello;
+  if (g.hello.ready) {
+    model_ = g.hello;
+    for (auto& [rank, progress] : g.progress) progress.phase = "ready";
+  }
   return true;
 }
 

@@ -2,12 +2,10 @@
 //
 //   wait         what the group says its queue takes, and what was sent to it since it said so
 //   prefill      the uncached part of the prompt, computed there
-//   externality  lambda(load) * prefill: what that work delays for everybody behind it. lambda
-//   grows with
-//                the queue, so a busy group is given less work that another one could skip
+//   externality  lambda(load) * prefill: what that work delays for everybody behind it. lambda grows
+//                with the queue, so a busy group is given less work that another one could skip
 //   decode       E[answer] * step time for the context's KV; 0 where requests of the same context
-//   are
-//                decoding now, because bifurcated attention reads it once for all of them
+//                are decoding now, because bifurcated attention reads it once for all of them
 //   eviction     blocks that must go to make room, at the price of computing them again
 //
 // Pure: same arguments, same answer. No GPU's constants: the groups fit their own coefficients on

@@ -1,12 +1,10 @@
 // What runs in the next step: continuous batching with chunked prefill.
 //
-//   1. Every sequence in decode gets one row. Where it lacks a block, the running sequence that
-//   goes last
-//      (GoesBefore) is preempted until there is one, or until it is itself the last.
+//   1. Every sequence in decode gets one row. Where it lacks a block, the running sequence that goes
+//      last (GoesBefore) is preempted until there is one, or until it is itself the last.
 //   2. What is left of the token budget goes to running prefills, in order, in chunks.
 //   3. Then to waiting requests, in order, while rows, blocks and budget last. A prefill takes all
-//   its
-//      blocks when it is admitted, so it never waits for one halfway.
+//      its blocks when it is admitted, so it never waits for one halfway.
 //
 // Progress: the first running sequence always gets its block, since all others may be preempted for
 // it and Submit refused whatever exceeds the pool by itself; with nothing running, the first

@@ -1,7 +1,6 @@
 // Softmax attention, one chunk of keys at a time. The state of a query after some of its keys is
 //
-//   m = max_j s_j    l = sum_j e^(s_j - m)    o = sum_j e^(s_j - m) v_j        s_j = sm_scale q .
-//   k_j
+//   m = max_j s_j    l = sum_j e^(s_j - m)    o = sum_j e^(s_j - m) v_j      s_j = sm_scale q . k_j
 //
 // with the empty state m = -inf, l = 0, o = 0. Two states over disjoint keys merge into
 //
@@ -19,12 +18,12 @@
 
 #include "kernels/cpu/dot_tile.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/weighted_sum.h"
 
 namespace bough::cpu {
 
-constexpr int kTileRows =
-    32;  // rows attending together: each K and V chunk is loaded for all of them
-constexpr int kChunkKeys = 64;  // of one head: 32 KiB of bf16 K and V at head_dim 128
+constexpr int kTileRows = 32;   // rows that share one pass over a chunk
+constexpr int kChunkKeys = 64;  // 32 KiB of bf16 K and V at head_dim 128
 
 // One query of one head, on its way through the keys.
 struct AttendingRow {
@@ -67,57 +66,6 @@ inline void AbsorbScores(AttendingRow& row, float* scores, int begin, int end, f
   row.l += Sum(sum);
 }
 
-// o[r] += sum_j p[r][j] v[j] for j in [begin, end), ascending, R rows and D vectors of head_dim.
-template <int R, int D, typename T>
-inline void AccumulateTile(AttendingRow* rows, const float* p, const T* v, int begin, int end,
-                           int head_dim, int d) {
-  F32x8 o[R][D];
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < D; ++i) o[r][i] = Load(rows[r].o + d + i * kLanes);
-  }
-  for (int j = begin; j < end; ++j) {
-    F32x8 vj[D];
-    for (int i = 0; i < D; ++i) vj[i] = Load(v + int64_t{j} * head_dim + d + i * kLanes);
-    for (int r = 0; r < R; ++r) {
-      for (int i = 0; i < D; ++i) o[r][i] += p[r * kChunkKeys + j] * vj[i];
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < D; ++i) Store(rows[r].o + d + i * kLanes, o[r][i]);
-  }
-}
-
-template <int R, typename T>
-inline void Accumulate(AttendingRow* rows, const float* p, const T* v, int begin, int end,
-                       int head_dim) {
-  constexpr int kVectors = R <= 2 ? 4 : 2;
-  int d = 0;
-  for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
-    AccumulateTile<R, kVectors>(rows, p, v, begin, end, head_dim, d);
-  }
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    AccumulateTile<R, 1>(rows, p, v, begin, end, head_dim, d);
-  }
-}
-
-// As Accumulate, but row r takes only its own keys [begin[r], end[r]): what all R rows see
-// together, what one sees before and after by itself. A masked key is never multiplied.
-template <int R, typename T>
-inline void AccumulateRagged(AttendingRow* rows, const float* p, const T* v, const int* begin,
-                             const int* end, int head_dim) {
-  const int common_begin = *std::max_element(begin, begin + R);
-  const int common_end = std::max(common_begin, *std::min_element(end, end + R));
-  for (int r = 0; r < R; ++r) {
-    Accumulate<1>(rows + r, p + r * kChunkKeys, v, begin[r], std::min(end[r], common_begin),
-                  head_dim);
-  }
-  Accumulate<R>(rows, p, v, common_begin, common_end, head_dim);
-  for (int r = 0; r < R; ++r) {
-    Accumulate<1>(rows + r, p + r * kChunkKeys, v, std::max(begin[r], common_end), end[r],
-                  head_dim);
-  }
-}
-
 // Keys of one head at positions [first_key, first_key + num_keys), contiguous in the cache.
 template <typename T>
 struct KeyChunk {
@@ -132,10 +80,12 @@ template <typename T>
 inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, int head_dim,
                    float sm_scale) {
   const float* q[kTileRows];
+  float* o[kTileRows];
   int begin[kTileRows], end[kTileRows];  // within the chunk
   int first = chunk.num_keys, last = 0;
   for (int r = 0; r < num_rows; ++r) {
     q[r] = rows[r].q;
+    o[r] = rows[r].o;
     begin[r] = std::clamp(rows[r].begin - chunk.first_key, 0, chunk.num_keys);
     end[r] = std::clamp(rows[r].end - chunk.first_key, begin[r], chunk.num_keys);
     if (begin[r] == end[r]) continue;
@@ -154,24 +104,7 @@ inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, i
   for (int r = 0; r < num_rows; ++r) {
     AbsorbScores(rows[r], scores + r * kChunkKeys, begin[r], end[r], sm_scale, head_dim);
   }
-  for (int r = 0; r < num_rows; r += 4) {
-    const auto accumulate = [&]<int R>() {
-      AccumulateRagged<R>(rows + r, scores + r * kChunkKeys, chunk.v, begin + r, end + r, head_dim);
-    };
-    switch (std::min(4, num_rows - r)) {
-      case 4:
-        accumulate.template operator()<4>();
-        break;
-      case 3:
-        accumulate.template operator()<3>();
-        break;
-      case 2:
-        accumulate.template operator()<2>();
-        break;
-      default:
-        accumulate.template operator()<1>();
-    }
-  }
+  AddWeighted(o, num_rows, scores, kChunkKeys, chunk.v, begin, end, head_dim);
 }
 
 }  // namespace bough::cpu

@@ -48,6 +48,16 @@ TEST_F(GroupTableTest, AppliesDeltasInOrder) {
   EXPECT_EQ(groups_.Views(Hashes(5), 0)[0].matched_blocks, 3);
 }
 
+TEST_F(GroupTableTest, ShowsEveryRankAsReadyOnceTheGroupIs) {
+  groups_.OnHello(1, Hello(7, /*ready=*/false), kNow);
+  groups_.OnProgress(1, {0, "weights", 10, 10}, kNow);
+  groups_.OnProgress(1, {1, "weights", 9, 10}, kNow);
+  EXPECT_EQ(groups_[1].progress.at(1).phase, "weights");
+  groups_.OnHello(1, Hello(7), kNow);
+  EXPECT_EQ(groups_[1].progress.at(0).phase, "ready");
+  EXPECT_EQ(groups_[1].progress.at(1).phase, "ready");
+}
+
 TEST_F(GroupTableTest, AsksForASnapshotAfterAGapAndIgnoresDeltasUntilItIsComplete) {
   EXPECT_TRUE(groups_.OnDelta(0, Stored(12, Hashes(3)), kNow));
   EXPECT_EQ(groups_.index().num_blocks(0), 0);

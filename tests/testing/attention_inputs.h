@@ -32,13 +32,16 @@ class AttentionInputs {
   AttentionInputs(Random& random, AttentionShape shape, std::vector<SequenceShape> seqs,
                   int shared_prefix_len = 0)
       : shape_(shape) {
-    max_blocks_ = 1 + shared_prefix_len / shape.block_size;
+    const int shared_blocks = shared_prefix_len / shape.block_size;
+    int num_blocks = 2 + shared_blocks;
     for (const SequenceShape& s : seqs) {
-      max_blocks_ = std::max(max_blocks_, 1 + s.seqlen_kv / shape.block_size);
+      const int blocks = (s.seqlen_kv + shape.block_size - 1) / shape.block_size;
+      max_blocks_ = std::max(max_blocks_, 1 + std::max(blocks, shared_blocks));
+      num_blocks += std::max(0, blocks - shared_blocks);
     }
-    MakeCache(random, 2 + max_blocks_ * static_cast<int>(seqs.size()));
+    MakeCache(random, num_blocks);
     std::vector<int32_t> prefix_table;
-    for (int i = 0; i < shared_prefix_len / shape.block_size; ++i) {
+    for (int i = 0; i < shared_blocks; ++i) {
       prefix_table.push_back(TakeBlock());
       FillBlock(random, prefix_table.back(), shape.block_size);
     }

@@ -1,12 +1,12 @@
 #include "bench/results.h"
 
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <string>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -23,11 +23,8 @@ std::string Commit() {
   return found ? std::string(absl::StripSuffix(line.data(), "\n")) : "";
 }
 
-double Round4(double x) {
-  if (x == 0) return 0;
-  const double unit = std::pow(10, std::floor(std::log10(std::abs(x))) - 3);
-  return std::round(x / unit) * unit;
-}
+// To 4 significant digits, through text: the nearest double, which JSON prints as short as it is.
+double Round4(double x) { return std::stod(absl::StrFormat("%.4g", x)); }
 
 }  // namespace
 

@@ -1,7 +1,7 @@
 // Measures the whole engine (scheduler, batch, model, sampling) without a network:
 //
 //   bench-engine --model=models/demo --out=bench/results/cpu/engine_demo.json
-//   tools/mpirun.sh 2 bench-engine --model=models/demo --tp-size=2 --threads=1
+//   tools/mpirun.sh 2 bench-engine --model=models/demo --tp_size=2
 //
 // Cases: decode/b=N, one step of N sequences after 64 private tokens; prefill/t=N, submit to first
 // token of a prompt of N; shared/ctx=C/n=N, one step of N samples of one prompt, bifurcated and, as
@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -30,7 +31,7 @@
 ABSL_FLAG(std::string, model, "models/demo", "Hugging Face folder");
 ABSL_FLAG(int, tp_size, 1, "as bough-worker's");
 ABSL_FLAG(int, ep_size, 1, "as bough-worker's");
-ABSL_FLAG(int, threads, 0, "threads of the kernels per rank; 0 = one per core");
+ABSL_FLAG(int, threads, 0, "threads of the kernels per rank; 0 = cores / ranks");
 ABSL_FLAG(std::string, out, "", "path of the JSON file; empty: print only");
 
 namespace bough {
@@ -194,7 +195,10 @@ void Print(const BenchCase& c) {
 }
 
 int Main(MpiGroup* group) {
-  if (absl::GetFlag(FLAGS_threads) > 0) cpu::SetNumThreads(absl::GetFlag(FLAGS_threads));
+  const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
+  int threads = absl::GetFlag(FLAGS_threads);
+  if (threads == 0) threads = std::max(1, num_cores / group->size());
+  cpu::SetNumThreads(threads);
   const auto runner = LoadModel(group, true);
   const auto plain = LoadModel(group, false);
   if (group->rank() != 0) {
@@ -207,8 +211,11 @@ int Main(MpiGroup* group) {
                                      absl::GetFlag(FLAGS_ep_size));
   results.device =
       absl::StrFormat("%s, %d ranks x %d threads", CpuName(), group->size(), cpu::NumThreads());
-  const double gflops = group->size() * MeasureFmaGflops();
+  // Of all ranks' threads together; the other ranks sleep meanwhile.
+  cpu::SetNumThreads(group->size() * threads);
+  const double gflops = MeasureFmaGflops();
   const double gbps = MeasureReadGbps();
+  cpu::SetNumThreads(threads);
   results.ceilings = {{"fma_gflops", gflops}, {"read_gbps", gbps}};
   std::printf("%s: %.1f GFLOP/s, %.1f GB/s\n", results.device.c_str(), gflops, gbps);
 

@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 START := $(shell date +%s.%N)
 DEVICE ?= cpu
+RESULTS := bench/results/cpu
 NVCC := $(shell command -v nvcc)
-CUDA_TESTS := $(subst /,_,$(patsubst tests/%.cc,%,$(wildcard tests/kernels_cuda/*_test.cc)))
 DEMO_TARGETS := bough-router bough-worker bough
 SOURCES = $(shell git ls-files '*.cc' '*.h' '*.cu' '*.cuh')
 
@@ -45,12 +45,14 @@ ifeq ($(NVCC),)
 	@echo 'make cuda: nvcc is not in PATH' >&2; exit 1
 endif
 	cmake --preset cuda
-	cmake --build --preset cuda --target kernels_cuda $(CUDA_TESTS)
+	cmake --build --preset cuda --target cuda
 
 bench: configure
-	cmake --build --preset cpu --target bench-kernels-cpu
-	@mkdir -p bench/results/cpu
-	build/cpu/bin/bench-kernels-cpu --out=bench/results/cpu/kernels.json
+	cmake --build --preset cpu --target bench-kernels-cpu bench-engine
+	build/cpu/bin/bench-kernels-cpu --out=$(RESULTS)/kernels.json
+	build/cpu/bin/bench-engine --out=$(RESULTS)/engine_demo_tp1.json
+	tools/mpirun.sh 2 build/cpu/bin/bench-engine --tp_size=2 --out=$(RESULTS)/engine_demo_tp2.json
+	tools/mpirun.sh 2 build/cpu/bin/bench-engine --ep_size=2 --out=$(RESULTS)/engine_demo_ep2.json
 
 clean:
 	rm -rf build out

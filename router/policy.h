@@ -6,6 +6,7 @@
 //                with the queue, so a busy group is given less work that another one could skip
 //   decode       E[answer] * step time for the context's KV; 0 where requests of the same context
 //                are decoding now, because bifurcated attention reads it once for all of them
+//                (a block's cost is the groups' mean)
 //   eviction     blocks that must go to make room, at the price of computing them again
 //
 // Pure: same arguments, same answer. No GPU's constants: the groups fit their own coefficients on

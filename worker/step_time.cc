@@ -8,8 +8,10 @@ namespace bough {
 namespace {
 
 constexpr double kFade = 0.99;  // per step: half of the weight lies on the last 69
-constexpr double kRidge =
-    1e-3;  // pull towards the last estimate, relative to each feature's own weight
+// Pull of a step, a token and a block towards the last estimate, relative to each feature's own weight.
+// Where steps do not tell a block's cost from the step's own (one sequence that decodes), the strong
+// pull leaves blocks at 0: a router must not flee a context because of a cost that nobody measured.
+constexpr double kRidge[] = {1e-3, 1e-3, 1e-1};
 constexpr double kTiny = 1e-300;
 
 }  // namespace
@@ -31,8 +33,8 @@ void StepTimeModel::Solve() {
   Matrix a = a_;
   Vector b = b_;
   for (int i = 0; i < kNum; ++i) {
-    a[i][i] += kRidge * a_[i][i];
-    b[i] += kRidge * a_[i][i] * weights_[i];
+    a[i][i] += kRidge[i] * a_[i][i];
+    b[i] += kRidge[i] * a_[i][i] * weights_[i];
   }
   Vector best = {};
   double best_error = std::numeric_limits<double>::infinity();

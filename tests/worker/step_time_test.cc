@@ -29,6 +29,14 @@ TEST(StepTime, RemembersPrefillWhileThereIsOnlyDecode) {
   EXPECT_NEAR(prefill, 0.21, 0.03);
 }
 
+TEST(StepTime, BlocksCostNothingUntilStepsDifferInThem) {
+  StepTimeModel model;
+  model.Add(220, 0, 0.050);
+  for (int i = 0; i < 60; ++i) model.Add(1, 4, 0.007);
+  EXPECT_NEAR(model.seconds_per_step(), 0.007, 0.0005);
+  EXPECT_LT(4 * model.seconds_per_block(), 0.0003);
+}
+
 TEST(StepTime, FollowsAMachineThatBecomesSlower) {
   StepTimeModel model;
   for (int i = 0; i < 500; ++i) model.Add(1 + i % 512, 0, 1e-4 * (1 + i % 512));

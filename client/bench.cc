@@ -47,18 +47,16 @@ FlagSet DefineFlags(BenchFlags& f) {
       "Sends a synthetic load and reports latencies and throughput. Closed loop by default; "
       "open loop with --request-rate.");
   WorkloadConfig& w = f.workload;
-  flags.Add("workload", "KIND", "random or shared-prefix", &w.kind);
   flags.Add("num-requests", "N", "requests in all", &w.num_requests);
   flags.On<int>("concurrency", "N", "requests in flight (16; open loop: no bound)", [&f](int v) {
     f.concurrency = v;
     f.concurrency_given = true;
   });
   flags.Add("request-rate", "F", "arrivals per second, Poisson; 0 = closed loop", &f.request_rate);
-  flags.Add("input-len", "N", "random: prompt tokens", &w.input_len);
+  flags.Add("input-len", "N", "fresh tokens of a prompt", &w.input_len);
   flags.Add("output-len", "N", "tokens per answer, exactly", &w.output_len);
-  flags.Add("num-prefixes", "N", "shared-prefix: different contexts", &w.num_prefixes);
-  flags.Add("prefix-len", "N", "shared-prefix: tokens of a context", &w.prefix_len);
-  flags.Add("suffix-len", "N", "shared-prefix: fresh tokens after it", &w.suffix_len);
+  flags.Add("num-prefixes", "N", "contexts that prompts begin with; 0 = none", &w.num_prefixes);
+  flags.Add("prefix-len", "N", "tokens of a context", &w.prefix_len);
   flags.Add("n", "N", "answers per request", &w.n);
   flags.Add("temperature", "F", "0 = greedy", &w.temperature);
   flags.Add("seed", "N", "of prompts, arrivals and sampling", &w.seed);

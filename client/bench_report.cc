@@ -129,7 +129,10 @@ nlohmann::json BenchJson(const BenchFigures& f, const BenchContext& context) {
       {"output_throughput", f.output_throughput},
       {"total_token_throughput", f.total_token_throughput},
       {"errors", f.errors},
-      {"workload", context.workload.kind},
+      {"num_prefixes", context.workload.num_prefixes},
+      {"prefix_len", context.workload.prefix_len},
+      {"input_len", context.workload.input_len},
+      {"output_len", context.workload.output_len},
       {"n", context.workload.n},
       {"seed", context.workload.seed}};
   AddDistribution("ttft", f.ttft, &json);

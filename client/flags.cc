@@ -123,8 +123,7 @@ bool FlagSet::WantsHelp(const std::vector<std::string>& args) {
 }
 
 std::string FlagSet::Help() const {
-  std::string out =
-      absl::StrFormat("usage: %s [flags]%s%s\n%s\n\nflags:\n", command_,
+  std::string out = absl::StrFormat("usage: %s [flags]%s%s\n%s\n\nflags:\n", command_,
                                     usage_.empty() ? "" : " ", usage_, summary_);
   for (const Flag& flag : flags_) {
     std::string left = "--" + flag.name;

@@ -22,29 +22,27 @@ void AppendTokens(int count, const v1::Model& model, std::mt19937_64& engine,
   }
 }
 
-int PromptLen(const WorkloadConfig& c) {
-  return c.kind == "random" ? c.input_len : c.prefix_len + c.suffix_len;
-}
+// 64-bit: the flags may be near the largest int.
+int64_t PromptLen(const WorkloadConfig& c) { return int64_t{c.prefix_len} + c.input_len; }
 
 }  // namespace
 
 absl::Status Validate(const WorkloadConfig& c, const v1::Model& model) {
   const auto bad = [](std::string why) { return absl::InvalidArgumentError(std::move(why)); };
-  if (c.kind != "random" && c.kind != "shared-prefix") {
-    return bad("--workload must be random or shared-prefix, is " + c.kind);
-  }
   const std::pair<const char*, int> at_least_one[] = {{"num-requests", c.num_requests},
                                                       {"input-len", c.input_len},
                                                       {"output-len", c.output_len},
-                                                      {"num-prefixes", c.num_prefixes},
-                                                      {"prefix-len", c.prefix_len},
-                                                      {"suffix-len", c.suffix_len},
                                                       {"n", c.n}};
   for (const auto& [name, value] : at_least_one) {
     if (value < 1) return bad(absl::StrFormat("--%s must be at least 1, is %d", name, value));
   }
-  // 64-bit: the flags may be near the largest int.
-  const int64_t prompt = c.kind == "random" ? c.input_len : int64_t{c.prefix_len} + c.suffix_len;
+  const bool any_prefix = c.num_prefixes != 0 || c.prefix_len != 0;
+  if (any_prefix && (c.num_prefixes < 1 || c.prefix_len < 1)) {
+    return bad(absl::StrFormat(
+        "--num-prefixes and --prefix-len must both be 0 or both at least 1, are %d and %d",
+        c.num_prefixes, c.prefix_len));
+  }
+  const int64_t prompt = PromptLen(c);
   if (prompt + c.output_len > model.max_model_len()) {
     return bad(
         absl::StrFormat("prompt (%d) and --output-len (%d) must fit the context of %d tokens",
@@ -60,7 +58,7 @@ absl::Status Validate(const WorkloadConfig& c, const v1::Model& model) {
 std::vector<v1::GenerateRequest> MakeRequests(const WorkloadConfig& config,
                                               const v1::Model& model) {
   std::mt19937_64 engine(config.seed);
-  std::vector<v1::TokenIds> prefixes(config.kind == "random" ? 0 : config.num_prefixes);
+  std::vector<v1::TokenIds> prefixes(config.num_prefixes);
   for (v1::TokenIds& prefix : prefixes) {
     prefix.add_ids(model.bos_token_id());
     AppendTokens(config.prefix_len - 1, model, engine, prefix.mutable_ids());
@@ -73,7 +71,8 @@ std::vector<v1::GenerateRequest> MakeRequests(const WorkloadConfig& config,
     } else {
       *prompt = prefixes[Below(prefixes.size(), engine)];
     }
-    AppendTokens(PromptLen(config) - prompt->ids_size(), model, engine, prompt->mutable_ids());
+    AppendTokens(static_cast<int>(PromptLen(config)) - prompt->ids_size(), model, engine,
+                 prompt->mutable_ids());
     requests[i].mutable_sampling()->set_n(config.n);
     requests[i].mutable_sampling()->set_temperature(config.temperature);
     requests[i].mutable_sampling()->set_seed(config.seed + i);

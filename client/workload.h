@@ -13,21 +13,19 @@
 namespace bough::client {
 
 struct WorkloadConfig {
-  // "random": input_len fresh tokens each. "shared-prefix": one of num_prefixes contexts of
-  // prefix_len tokens, chosen at random, then suffix_len fresh tokens.
-  std::string kind = "random";
+  // A prompt is one of num_prefixes contexts of prefix_len tokens, chosen at random, then input_len
+  // fresh tokens. Both 0: nothing is shared.
   int num_requests = 100;
+  int num_prefixes = 0;
+  int prefix_len = 0;
   int input_len = 128;
   int output_len = 64;  // exactly: EOS is ignored
-  int num_prefixes = 4;
-  int prefix_len = 512;
-  int suffix_len = 64;
   int n = 1;
   float temperature = 1;
   uint64_t seed = 0;
 };
 
-// Negative or empty lengths, unknown kinds, and requests that `model` would refuse.
+// Negative or empty lengths, half a prefix, and requests that `model` would refuse.
 absl::Status Validate(const WorkloadConfig& config, const v1::Model& model);
 
 // num_requests requests with token ids as prompts, BOS first. REQUIRES: Validate(config, model) is

@@ -73,11 +73,10 @@ TEST(Workload, RandomPromptsHaveTheirLengthAndNoSpecialTokenButBos) {
 
 TEST(Workload, SharedPrefixesAreFewAndSuffixesFresh) {
   WorkloadConfig config;
-  config.kind = "shared-prefix";
   config.num_requests = 40;
   config.num_prefixes = 3;
   config.prefix_len = 64;
-  config.suffix_len = 16;
+  config.input_len = 16;
   std::set<std::vector<int32_t>> prefixes, suffixes;
   for (const v1::GenerateRequest& request : MakeRequests(config, TestModel())) {
     const auto& ids = request.token_ids().ids();
@@ -99,15 +98,16 @@ TEST(Workload, IsRefusedWhenTheModelCannotServeIt) {
   config.output_len = 0;
   EXPECT_EQ(Validate(config, TestModel()).message(), "--output-len must be at least 1, is 0");
   config = {};
-  config.kind = "shared-prefix";
-  config.prefix_len = config.suffix_len = 2'000'000'000;
+  config.num_prefixes = 1;
+  config.prefix_len = config.input_len = 2'000'000'000;
   EXPECT_FALSE(Validate(config, TestModel()).ok());
   config = {};
   config.n = 65;
   EXPECT_EQ(Validate(config, TestModel()).message(), "--n must be at most 64, is 65");
   config = {};
-  config.kind = "sharegpt";
-  EXPECT_FALSE(Validate(config, TestModel()).ok());
+  config.num_prefixes = 4;
+  EXPECT_EQ(Validate(config, TestModel()).message(),
+            "--num-prefixes and --prefix-len must both be 0 or both at least 1, are 4 and 0");
 }
 
 TEST(PoissonArrivals, AscendAtTheAskedRate) {

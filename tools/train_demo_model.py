@@ -12,6 +12,7 @@ The learning rate follows the clock rather than a step count: a run takes the ti
 Longer is not always better: 1.2 G tokens without dropout fitted the text by heart (held out 1.30, not 1.15).
 """
 import argparse
+import io
 import json
 import lzma
 import pathlib
@@ -143,12 +144,14 @@ def train_tokenizer(cache):
     for turns in list(conversations(documents, rng))[:6000]:
         sample += [line for q, a in turns for line in (f"[INST] {q} [/INST]".replace("\n", " "), a)]
     print(f"tokenizer: {len(sample)} lines, {sum(map(len, sample)) / 1e6:.1f} MB", flush=True)
+    model = io.BytesIO()  # by model_prefix the file would carry this machine's path
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample), model_prefix=str(cache / "tokenizer"), model_type="bpe",
+        sentence_iterator=iter(sample), model_writer=model, model_type="bpe",
         vocab_size=CONFIG["vocab_size"], byte_fallback=True, split_digits=True, add_dummy_prefix=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True, character_coverage=0.99998, max_sentence_length=16384,
         unk_id=kUnk, bos_id=kBos, eos_id=kEos, pad_id=-1, num_threads=2)
+    (cache / "tokenizer.model").write_bytes(model.getvalue())
 
 
 class Corpus:

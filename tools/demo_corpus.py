@@ -282,46 +282,45 @@ def devil(root):
         yield word, prose([f"{word}: " + p if i == 0 else p for i, p in enumerate(unwrap(body))], 30), None
 
 
-GNU, FDL = "GPL-2+", "GFDL-1.1+"
-# package, licence, copies of each document in one pass, reader
+# package, copies of each document in one pass, reader; licences stand in models/demo/README.md
 SOURCES = [
-    ("r-cran-janeaustenr", "text: public domain", 1.4, austen),
-    ("golang-1.19-src", "text: public domain", 1.4, gutenberg_in_go),
-    ("bible-kjv-text", "public domain", 1.2, kjv),
-    ("anarchism", "GFDL-1.1+ or GPL-2+", 1.2, anarchism),
-    ("wesnoth-1.16-*", GNU, 1.4, wesnoth),
-    ("endless-sky-data", "GPL-3+", 1.4, endless_sky),
-    ("crawl-common", GNU, 1.4, crawl),
-    ("fortunes", "BSD, public domain", 1.2, fortunes),
-    ("fortunes-min", "BSD, public domain", 1.2, fortunes),
-    ("dict-gcide", GNU, 1, gcide),
-    ("dict-wn", "WordNet 3.0", 1, wordnet),
-    ("dict-foldoc", FDL, 1, foldoc),
-    ("jargon-text", "public domain", 1.2, jargon),
-    ("dict-devil", "public domain", 1.2, devil),
-    ("debian-handbook", "CC-BY-SA-3.0 or GPL-2+", 1.3, pages("usr/share/doc/debian-handbook/html/en-US/*.html")),
-    ("debian-reference-en", GNU, 1.2, pages("usr/share/debian-reference/*.en.html")),
-    ("harden-doc", GNU, 1.2, pages("usr/share/doc/harden-doc/html/en-US/*.html")),
-    ("developers-reference", GNU, 1, pages("usr/share/developers-reference/*.html")),
-    ("debian-policy", GNU, 1, pages("usr/share/doc/debian-policy/policy.html/*.html")),
-    ("debian-faq", GNU, 1, pages("usr/share/doc/debian/FAQ/*.en.html")),
-    ("maint-guide", GNU, 1, pages("usr/share/doc/maint-guide/html/*.en.html")),
-    ("aptitude-doc-en", GNU, 1, pages("usr/share/doc/aptitude/html/en/*.html")),
-    ("debian-history", GNU, 1, project_history),
-    ("gnome-user-docs", "CC-BY-SA-3.0", 1.3, pages("usr/share/help/C/**/*.page")),
-    ("png-definitive-guide", FDL, 1, pages("usr/share/doc/png-definitive-guide/html/*.html")),
-    ("abs-guide", "public domain", 1, pages("usr/share/doc/abs-guide/html/*.html")),
-    ("git-doc", "GPL-2", 1, pages("usr/share/doc/git-doc/**/*.html")),
-    ("apache2-doc", "Apache-2.0", 1, pages("usr/share/doc/apache2-doc/manual/en/**/*.html")),
-    ("postgresql-doc-15", "PostgreSQL", 0.7, pages("usr/share/doc/postgresql-doc-15/html/*.html")),
-    ("sqlite3-doc", "public domain", 1, pages("usr/share/doc/sqlite3/**/*.html")),
-    ("python-django-doc", "BSD-3-Clause", 1, pages("usr/share/doc/python-django-doc/html/**/*.html")),
-    ("rust-doc", "MIT or Apache-2.0", 1, pages("usr/share/doc/rust-doc/html/book/*.html")),
-    ("python-sqlalchemy-doc", "MIT", 0.5, pages("usr/share/doc/python-sqlalchemy-doc/html/**/*.html")),
-    ("gimp-help-en", FDL, 1, pages("usr/share/gimp/2.0/help/en/*.html")),
-    ("python3.11-doc", "PSF-2.0", 0.8, pages("usr/share/doc/python3.11/html/**/*.html")),
-    ("perl-doc", "Artistic or GPL-1+", 0.8, pod),
-    ("linux-doc-6.1", "GPL-2", 0.5, rst("usr/share/doc/linux-doc-6.1/**/*.rst*")),
+    ("r-cran-janeaustenr", 1.4, austen),
+    ("golang-1.19-src", 1.4, gutenberg_in_go),
+    ("bible-kjv-text", 1.2, kjv),
+    ("anarchism", 1.2, anarchism),
+    ("wesnoth-1.16-*", 1.4, wesnoth),
+    ("endless-sky-data", 1.4, endless_sky),
+    ("crawl-common", 1.4, crawl),
+    ("fortunes", 1.2, fortunes),
+    ("fortunes-min", 1.2, fortunes),
+    ("dict-gcide", 1, gcide),
+    ("dict-wn", 1, wordnet),
+    ("dict-foldoc", 1, foldoc),
+    ("jargon-text", 1.2, jargon),
+    ("dict-devil", 1.2, devil),
+    ("debian-handbook", 1.3, pages("usr/share/doc/debian-handbook/html/en-US/*.html")),
+    ("debian-reference-en", 1.2, pages("usr/share/debian-reference/*.en.html")),
+    ("harden-doc", 1.2, pages("usr/share/doc/harden-doc/html/en-US/*.html")),
+    ("developers-reference", 1, pages("usr/share/developers-reference/*.html")),
+    ("debian-policy", 1, pages("usr/share/doc/debian-policy/policy.html/*.html")),
+    ("debian-faq", 1, pages("usr/share/doc/debian/FAQ/*.en.html")),
+    ("maint-guide", 1, pages("usr/share/doc/maint-guide/html/*.en.html")),
+    ("aptitude-doc-en", 1, pages("usr/share/doc/aptitude/html/en/*.html")),
+    ("debian-history", 1, project_history),
+    ("gnome-user-docs", 1.3, pages("usr/share/help/C/**/*.page")),
+    ("png-definitive-guide", 1, pages("usr/share/doc/png-definitive-guide/html/*.html")),
+    ("abs-guide", 1, pages("usr/share/doc/abs-guide/html/*.html")),
+    ("git-doc", 1, pages("usr/share/doc/git-doc/**/*.html")),
+    ("apache2-doc", 1, pages("usr/share/doc/apache2-doc/manual/en/**/*.html")),
+    ("postgresql-doc-15", 0.7, pages("usr/share/doc/postgresql-doc-15/html/*.html")),
+    ("sqlite3-doc", 1, pages("usr/share/doc/sqlite3/**/*.html")),
+    ("python-django-doc", 1, pages("usr/share/doc/python-django-doc/html/**/*.html")),
+    ("rust-doc", 1, pages("usr/share/doc/rust-doc/html/book/*.html")),
+    ("python-sqlalchemy-doc", 0.5, pages("usr/share/doc/python-sqlalchemy-doc/html/**/*.html")),
+    ("gimp-help-en", 1, pages("usr/share/gimp/2.0/help/en/*.html")),
+    ("python3.11-doc", 0.8, pages("usr/share/doc/python3.11/html/**/*.html")),
+    ("perl-doc", 0.8, pod),
+    ("linux-doc-6.1", 0.5, rst("usr/share/doc/linux-doc-6.1/**/*.rst*")),
 ]
 
 # ---------------------------------------------------------------- assembly
@@ -349,7 +348,7 @@ def unpack(cache):
 
 
 def documents(cache):
-    for package, _, _, reader in SOURCES:
+    for package, _, reader in SOURCES:
         for root in sorted((cache / "root").glob(package)):
             for key, paragraphs, *qa in reader(root):
                 name = key if qa else f"{package}/{key}"

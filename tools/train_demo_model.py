@@ -130,7 +130,7 @@ def load_documents(cache):
 
 
 def copies(source):
-    return next(c for name, _, c, _ in SOURCES if name == source)
+    return next(c for name, c, _ in SOURCES if name == source)
 
 
 def train_tokenizer(cache):

@@ -23,7 +23,7 @@ struct RouterConfig {
   std::string listen = "0.0.0.0:50051";  // public API; port 0 picks one
   std::string admin_listen =
       "127.0.0.1:50052";  // AdminService: whoever reaches it may cancel and drain
-  std::string metrics_listen = "127.0.0.1:9100";  // Prometheus text; empty = none
+  std::string metrics_listen = "127.0.0.1:9090";  // Prometheus text; empty = none
   std::vector<GroupAddress> groups;               // 1 to 64
   std::string model;                              // folder of which tokenizer.model is read
   std::string served_model_name;  // name that requests give; empty = the folder's name
@@ -32,6 +32,7 @@ struct RouterConfig {
   double slo_ttft = 1.0;  // s; requests_within_slo_total counts requests that meet both
   double slo_itl = 0.1;   // s, mean of a request
   std::string log_level = "info";  // debug, info, warning, error
+  bool help = false;               // --help was given: print FlagsHelp and exit
   // Performance and protection.
   int max_requests_in_flight = 1024;    // beyond it: RESOURCE_EXHAUSTED
   int64_t max_request_bytes = 4 << 20;  // one request message; INVALID_ARGUMENT above
@@ -45,7 +46,8 @@ struct RouterConfig {
 // "name=host:port,name=host:port".
 absl::StatusOr<std::vector<GroupAddress>> ParseGroups(absl::string_view text);
 
-// Reads the command line; on --help or an unknown flag it prints and exits.
-absl::StatusOr<RouterConfig> ParseFlags(int argc, char** argv);
+// `args` is argv without the program's name. INVALID_ARGUMENT names the flag and its value.
+absl::StatusOr<RouterConfig> ParseFlags(const std::vector<std::string>& args);
+std::string FlagsHelp();
 
 }  // namespace bough::router

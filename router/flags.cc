@@ -1,14 +1,11 @@
+#include "common/flags.h"
+
 #include <filesystem>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "router/config.h"
-#include "router/version.h"
 
 namespace {
 const bough::router::RouterConfig kDefaults;
@@ -37,38 +34,25 @@ ABSL_FLAG(double, slo_itl, kDefaults.slo_itl, "mean seconds between tokens that 
 namespace bough::router {
 namespace {
 
-// abseil names flags with underscores; dashes are what the documentation shows.
-std::vector<std::string> WithUnderscores(int argc, char** argv) {
-  std::vector<std::string> args(argv, argv + argc);
-  for (size_t i = 1; i < args.size(); ++i) {
-    if (args[i].rfind("--", 0) != 0) continue;
-    for (size_t k = 2; k < args[i].size() && args[i][k] != '='; ++k) {
-      if (args[i][k] == '-') args[i][k] = '_';
-    }
-  }
-  return args;
-}
+constexpr char kThisFile[] = "router/flags.cc";
 
 }  // namespace
 
-absl::StatusOr<RouterConfig> ParseFlags(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
+std::string FlagsHelp() {
+  return bough::FlagsHelp(
       "Sends each request to the worker group that holds its prompt's KV.\n"
-      "  bough-router --model=models/demo --groups=a=127.0.0.1:50061,b=127.0.0.1:50062");
-  absl::FlagsUsageConfig usage;
-  usage.contains_help_flags = [](absl::string_view file) {
-    return absl::EndsWith(file, "router/flags.cc");
-  };
-  usage.version_string = [] { return absl::StrCat("bough-router ", kVersion, "\n"); };
-  absl::SetFlagsUsageConfig(usage);
-  std::vector<std::string> args = WithUnderscores(argc, argv);
-  std::vector<char*> pointers;
-  for (std::string& arg : args) pointers.push_back(arg.data());
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, pointers.data());
-  if (rest.size() > 1) {
-    return absl::InvalidArgumentError(absl::StrCat("not a flag: \"", rest[1], "\""));
+      "  bough-router --model=models/demo --groups=a=127.0.0.1:50061,b=127.0.0.1:50062",
+      kThisFile);
+}
+
+absl::StatusOr<RouterConfig> ParseFlags(const std::vector<std::string>& args) {
+  ASSIGN_OR_RETURN(const CommandLine line, bough::ParseFlags(args, kThisFile));
+  if (!line.positional.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", line.positional[0], "': no positional arguments are taken; see --help"));
   }
   RouterConfig c;
+  c.help = line.help;
   c.listen = absl::GetFlag(FLAGS_listen);
   c.admin_listen = absl::GetFlag(FLAGS_admin_listen);
   c.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);

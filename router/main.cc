@@ -3,6 +3,8 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <string>
+#include <vector>
 
 #include "common/log.h"
 #include "common/metrics.h"
@@ -53,7 +55,12 @@ void Drain(Router& router, Server& server, const sigset_t& signals) {
 
 absl::Status Run(int argc, char** argv) {
   const sigset_t signals = BlockSignals();
-  ASSIGN_OR_RETURN(const RouterConfig config, ParseFlags(argc, argv));
+  ASSIGN_OR_RETURN(const RouterConfig config,
+                   ParseFlags(std::vector<std::string>(argv + 1, argv + argc)));
+  if (config.help) {
+    std::fputs(FlagsHelp().c_str(), stdout);
+    return absl::OkStatus();
+  }
   RETURN_IF_ERROR(config.Validate());
   InitLog(config.log_level, {{"role", "router"}});
   ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::Load(config.model + "/tokenizer.model"));

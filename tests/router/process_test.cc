@@ -28,7 +28,7 @@ using ::bough::testing::FakeScript;
 using ::testing::HasSubstr;
 using Stream = grpc::ClientReader<v1::GenerateStreamResponse>;
 
-// A child whose stderr is read line by line.
+// A child whose output is read line by line.
 class Process {
  public:
   explicit Process(std::vector<std::string> flags) {
@@ -40,6 +40,7 @@ class Process {
     CHECK_EQ(pipe2(fds, O_CLOEXEC), 0);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, fds[1], STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&actions, fds[1], STDERR_FILENO);
     CHECK_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
     posix_spawn_file_actions_destroy(&actions);
@@ -54,7 +55,7 @@ class Process {
     fclose(err_);
   }
 
-  // The next line of stderr with `part` in it; "" at its end.
+  // The next line of output with `part` in it; "" at its end.
   std::string ReadUntil(const std::string& part) {
     char line[4096];
     while (fgets(line, sizeof(line), err_) != nullptr) {
@@ -164,6 +165,18 @@ TEST_F(RouterProcessTest, ASecondRouterOnThePortSaysSo) {
                   "--admin-listen=127.0.0.1:0", "--metrics-listen="});
   EXPECT_THAT(second.ReadUntil("bough-router:"), HasSubstr("--listen: cannot bind"));
   EXPECT_EQ(second.Wait(), 1);
+}
+
+TEST(RouterProcess, AnUnknownFlagIsSaidInOneLineAndEndsIt) {
+  Process process({"--modl=/no/such"});
+  EXPECT_THAT(process.ReadUntil("bough-router:"), HasSubstr("--modl: no such flag; see --help"));
+  EXPECT_EQ(process.Wait(), 1);
+}
+
+TEST(RouterProcess, HelpNamesFlagsAndDefaultsAndEndsWell) {
+  Process process({"--help"});
+  EXPECT_THAT(process.ReadUntil("--metrics-listen"), HasSubstr("127.0.0.1:9090"));
+  EXPECT_EQ(process.Wait(), 0);
 }
 
 TEST(RouterProcess, BadFlagsAreSaidAndEndIt) {

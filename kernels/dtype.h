@@ -51,4 +51,14 @@ inline uint16_t FloatToBF16(float f) {
 
 float F16ToFloat(uint16_t h);
 
+// e4m3 as OCP defines it for inference ("e4m3fn", arXiv 2209.05433): no infinities, largest value
+// 448, one NaN (0x7f). Round to nearest even; what is too large becomes +-448; NaN stays NaN.
+inline constexpr float kMaxE4M3 = 448.0f;
+uint8_t FloatToE4M3(float f);
+float E4M3ToFloat(uint8_t b);
+
+// FP8 tensors [rows, cols] come with one f32 scale a row: value = element * scale[row].
+// Quantising a row x of amax = max |x_i|, wherever an op does it:
+//   scale = amax / 448,   element_i = e4m3(x_i * (448 / amax));   all zero and scale 0 if amax is 0
+
 }  // namespace bough

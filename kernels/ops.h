@@ -1,4 +1,5 @@
-// The ops of the backend that runs the model: ops::Gemm(...), ops::PagedAttention(...).
+// The ops of one backend, as a table: the model is written once, against this. On the CPU the stream
+// is ignored and an op has run when it returns; on CUDA it has been put on the stream.
 #pragma once
 
 #include "kernels/attention.h"
@@ -6,7 +7,36 @@
 #include "kernels/gemm.h"
 #include "kernels/moe.h"
 #include "kernels/sampling.h"
+#include "kernels/stream.h"
 
 namespace bough {
-namespace ops = cpu;
+
+struct Ops {
+  template <typename Params>
+  using Op = void (*)(const Params&, Stream);
+
+  Op<EmbeddingParams> Embedding;
+  Op<AddRmsNormParams> AddRmsNorm;
+  Op<RopeAppendParams> RopeAppend;
+  Op<SiluMulParams> SiluMul;
+  Op<QuantizeParams> Quantize;
+  Op<CopyBlocksParams> CopyBlocks;
+  Op<GemmParams> Gemm;
+  Op<GroupedGemmParams> GroupedGemm;
+  Op<AddRmsNormGateParams> AddRmsNormGate;
+  Op<MoeRouteParams> MoeRoute;
+  Op<MoeCombineParams> MoeCombine;
+  Op<PagedAttentionParams> PagedAttention;
+  Op<BifurcatedAttentionParams> BifurcatedAttention;
+  Op<SampleParams> Sample;
+  int64_t (*AttentionWorkspaceBytes)(int max_num_seqs, int num_heads, int head_dim);
+};
+
+namespace cpu {
+const Ops& Table();
 }
+namespace cuda {
+const Ops& Table();
+}
+
+}  // namespace bough

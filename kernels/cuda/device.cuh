@@ -1,26 +1,34 @@
-// What all kernels share: element types, 16-byte loads, reductions over a warp and a thread block.
+// What all kernels share: element types, 16-byte loads, reductions over a warp and a thread block,
+// and launches that overlap their start with the end of the kernel before.
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/dtype.h"
+#include "kernels/stream.h"
 
 namespace bough::cuda {
 
 using BF16 = __nv_bfloat16;
+using E4M3 = __nv_fp8_e4m3;
 
 inline constexpr int kWarpSize = 32;
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 __device__ inline float ToFloat(float x) { return x; }
 __device__ inline float ToFloat(BF16 x) { return __bfloat162float(x); }
+__device__ inline float ToFloat(E4M3 x) { return static_cast<float>(x); }
 
 template <typename T>
 __device__ T FromFloat(float x) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) == 1) {
+    return E4M3(x);  // saturates
+  } else if constexpr (sizeof(T) == 2) {
     return __float2bfloat16_rn(x);
   } else {
     return x;
@@ -79,6 +87,29 @@ __device__ T BlockReduce(T x, Op op, T identity) {
 }
 
 constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+// Programmatic dependent launch. A kernel started by Launch may begin while the one before it on
+// the stream still runs, so every thread block calls WaitForPrevious before it touches memory that
+// any other kernel writes or reads; weights may be read before. AllowNext lets the next kernel
+// begin once all thread blocks have called it or ended.
+__device__ inline void WaitForPrevious() { cudaGridDependencySynchronize(); }
+__device__ inline void AllowNext() { cudaTriggerProgrammaticLaunchCompletion(); }
+
+template <typename... KernelArgs, typename... Args>
+void Launch(void (*kernel)(KernelArgs...), dim3 grid, int num_threads, size_t shared_bytes,
+            Stream stream, Args&&... args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(num_threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
+}
 
 // Calls run.template operator()<T>() with T the element type of `t`; `what` names the tensor.
 template <typename Run>

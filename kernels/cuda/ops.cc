@@ -1,0 +1,26 @@
+#include "kernels/ops.h"
+
+namespace bough::cuda {
+
+const Ops& Table() {
+  static constexpr Ops kTable = {
+      .Embedding = Embedding,
+      .AddRmsNorm = AddRmsNorm,
+      .RopeAppend = RopeAppend,
+      .SiluMul = SiluMul,
+      .Quantize = Quantize,
+      .CopyBlocks = CopyBlocks,
+      .Gemm = Gemm,
+      .GroupedGemm = GroupedGemm,
+      .AddRmsNormGate = AddRmsNormGate,
+      .MoeRoute = MoeRoute,
+      .MoeCombine = MoeCombine,
+      .PagedAttention = PagedAttention,
+      .BifurcatedAttention = BifurcatedAttention,
+      .Sample = Sample,
+      .AttentionWorkspaceBytes = AttentionWorkspaceBytes,
+  };
+  return kTable;
+}
+
+}  // namespace bough::cuda

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/block_hash.h"
@@ -120,6 +121,7 @@ struct ModelRunner::Impl {
   KvCache cache;
   std::optional<Decoder> decoder;
   std::vector<uint8_t> packed;
+  std::optional<StepResult> result;  // launched, not waited for
 
   // This rank's part of loading: everything that can fail without the others.
   absl::Status LoadRank(const ModelRunnerOptions& options, const Progress& progress);
@@ -205,13 +207,19 @@ int64_t ModelRunner::kv_block_bytes() const {
 int ModelRunner::max_model_len() const { return impl_->max_model_len; }
 const std::string& ModelRunner::model_key() const { return impl_->model_key; }
 
-StepResult ModelRunner::Execute(const Batch& batch) {
+void ModelRunner::Launch(const Batch& batch) {
   CHECK_EQ(impl_->group->rank(), 0);
+  CHECK(!impl_->result.has_value()) << "the step before was not waited for";
   if (impl_->group->size() > 1) {
     Pack(batch, &impl_->packed);
     impl_->group->Send(impl_->packed);
   }
-  return impl_->Sample(batch, impl_->decoder->Forward(batch));
+  impl_->result = impl_->Sample(batch, impl_->decoder->Forward(batch));
+}
+
+StepResult ModelRunner::Wait() {
+  CHECK(impl_->result.has_value());
+  return *std::exchange(impl_->result, std::nullopt);
 }
 
 void ModelRunner::Follow() {

@@ -46,7 +46,9 @@ class ModelRunner : public StepExecutor {
   const std::string& model_key() const;
 
   // Rank 0. Sends the batch to the followers, runs it, samples.
-  StepResult Execute(const Batch& batch) override;
+  void Launch(const Batch& batch) override;
+  StepResult Wait() override;
+  int max_steps_in_flight() const override { return 1; }
   // Ranks > 0: executes batches until one says shutdown.
   void Follow();
   // Rank 0: lets the followers go.

@@ -19,6 +19,7 @@ const Ops& Table() {
       .BifurcatedAttention = [](const BifurcatedAttentionParams& p,
                                 Stream) { BifurcatedAttention(p); },
       .Sample = [](const SampleParams& p, Stream) { Sample(p); },
+      .FillUniform = [](const FillUniformParams& p, Stream) { FillUniform(p); },
       .AttentionWorkspaceBytes = [](int, int, int) { return int64_t{0}; },
   };
   return kTable;

@@ -18,6 +18,7 @@ const Ops& Table() {
       .PagedAttention = PagedAttention,
       .BifurcatedAttention = BifurcatedAttention,
       .Sample = Sample,
+      .FillUniform = FillUniform,
       .AttentionWorkspaceBytes = AttentionWorkspaceBytes,
   };
   return kTable;

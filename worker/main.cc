@@ -191,7 +191,8 @@ class Rank {
   void PrintPlan(const ModelRunner& runner) {
     if (!leads()) return;
     MemoryPlan plan;
-    for (const RankProgress& p : display_.ranks()) plan.weight_bytes.push_back(p.bytes_total);
+    plan.device = config_.device;
+    for (const RankProgress& p : display_.ranks()) plan.ranks.push_back({.weights = p.bytes_total});
     plan.block_bytes = runner.kv_block_bytes();
     plan.num_blocks = runner.num_blocks();
     plan.max_model_len = runner.max_model_len();

@@ -64,7 +64,14 @@ class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
   // Called only from the engine thread.
-  virtual StepResult Execute(const Batch& batch) = 0;
+  // Starts a batch. A GPU works on it by itself; the CPU has run it when this returns. The batch may
+  // change as soon as it returns.
+  virtual void Launch(const Batch& batch) = 0;
+  // The result of the oldest batch launched and not yet waited for.
+  virtual StepResult Wait() = 0;
+  // So many batches may be launched and not yet waited for: 1, or 2 where the next step can be
+  // planned while one runs.
+  virtual int max_steps_in_flight() const = 0;
 };
 
 }  // namespace bough

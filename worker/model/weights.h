@@ -15,9 +15,12 @@
 
 namespace bough {
 
-// bf16 when all tensors it is made of are stored so, else f32. Norms are f32 always.
+// f8_e4m3 with a scale per row when the checkpoint stores it so or it is quantised on load. Else, on
+// CUDA bf16; on the CPU bf16 when all tensors it is made of are stored so, else f32. Norms are f32
+// always.
 struct Weight {
   const void* data = nullptr;
+  const float* scale = nullptr;  // one per row (output channel), [experts, rows]; f8_e4m3 only
   DType dtype = DType::kF32;
 };
 
@@ -30,6 +33,8 @@ struct LayerWeights {
   Weight gate;                 // [num_local_experts, hidden_size]; none if dense
   Weight gate_up;              // [E, 2 * I, hidden_size], gate half first
   Weight down;                 // [E, hidden_size, I]
+  // [KV] f32, what the FP8 KV cache's values are to be multiplied with; nullptr: 1.
+  const float *k_scale = nullptr, *v_scale = nullptr;
 };
 
 struct Weights {
@@ -40,10 +45,11 @@ struct Weights {
   std::vector<DeviceBuffer> storage;  // what the others point into
 };
 
-// Checks names and shapes of all that the shard needs, then copies. `progress(done, total)` in
-// bytes, at least every 64 MiB.
+// Checks names and shapes of all that the shard needs, then copies to `device`. `quantize`: what the
+// checkpoint has in more bits becomes f8_e4m3, except embedding, norms, gate and lm_head.
+// `progress(done, total)` in bytes, at least every 64 MiB.
 absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const Shard& shard,
-                                    const WeightSource& source,
+                                    const WeightSource& source, bool quantize, Device* device,
                                     const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace bough

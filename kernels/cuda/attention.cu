@@ -11,14 +11,13 @@ void CheckShapes(const Params& p) {
   CHECK(p.num_kv_heads > 0 && p.num_heads % p.num_kv_heads == 0)
       << p.num_heads << " heads over " << p.num_kv_heads;
   CHECK_GT(p.block_size, 0);
-  CHECK_EQ(p.q_stride % 8, 0) << "queries are read 16 bytes at a time";
 }
 
 template <typename Params>
 bool TakesTensorCores(const Params& p) {
   return p.dtype == DType::kBF16 && (p.kv_dtype == DType::kBF16 || p.kv_dtype == DType::kF8E4M3) &&
          (p.head_dim == 64 || p.head_dim == 128) && p.block_size == kBlockKeys &&
-         p.num_heads / p.num_kv_heads <= kMaxHeadsPerKv;
+         p.num_heads / p.num_kv_heads <= kMaxHeadsPerKv && p.q_stride % 8 == 0;
 }
 
 }  // namespace

@@ -338,7 +338,6 @@ __device__ void LeavePartials(const TiledGemmArgs& args,
     const float* s = &sums[4 * i / Tile::kSums][4 * i % Tile::kSums];
     __stcg(to + i * kWarpgroupSize, make_float4(s[0], s[1], s[2], s[3]));
   }
-  __threadfence();
   SyncThreads(1 + threadIdx.x / kWarpgroupSize, kWarpgroupSize);
   if (threadIdx.x % kWarpgroupSize == 0) StoreRelease(Flag<Tile>(args, blockIdx.x), 1);
 }

@@ -31,7 +31,7 @@ __device__ inline void ArriveRemote(uint64_t* barrier, int cta_rank) {
   asm volatile(
       "{.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
           SharedAddress(barrier)),
       "r"(cta_rank)
       : "memory");

@@ -5,6 +5,8 @@
 //   bench-kernels-gemm --sweep    every tile, best first: what PickConfig should take
 //
 // A launch in the graph starts while the one before ends, as in the model.
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -12,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/gemm_config.h"
-#include "kernels/cuda/gemm_sm90.cuh"
 
 namespace bough {
 namespace {
@@ -22,16 +24,21 @@ constexpr int64_t kWeightsBytes = 4ll << 30;
 constexpr int kMaxTokens = 16384, kMaxWidth = 32000;
 constexpr double kPeakBytesPerSecond = 4.6e12;  // what an H200 reads at best
 
-template <typename T>
-__global__ void FillRandomly(T* to, int64_t size, uint32_t seed) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride) {
-    uint32_t bits = static_cast<uint32_t>(i) * 2654435761u + seed;
-    bits = (bits ^ (bits >> 15)) * 2246822519u;
-    bits = (bits ^ (bits >> 13)) * 3266489917u;
-    // Sum of four uniform bytes: a bell, as weights and activations are.
-    const int sum = (bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24);
-    to[i] = cuda::FromFloat<T>((sum - 510) / 128.0f);
+// Elements in a bell around 0, as weights and activations are, until the memory is full.
+void FillRandomly(void* device, int64_t num_bytes, DType dtype) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<uint8_t> block(16 << 20);
+  for (size_t i = 0; i < block.size(); i += SizeOf(dtype)) {
+    const float value = normal(random);
+    const uint16_t bits = dtype == DType::kBF16
+                              ? FloatToBF16(value)
+                              : __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+    std::memcpy(&block[i], &bits, SizeOf(dtype));
+  }
+  for (int64_t at = 0; at < num_bytes; at += block.size()) {
+    CUDA_CHECK(cudaMemcpy(static_cast<uint8_t*>(device) + at, block.data(),
+                          std::min<int64_t>(block.size(), num_bytes - at), cudaMemcpyHostToDevice));
   }
 }
 
@@ -54,10 +61,13 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&x_, int64_t{2} * kMaxTokens * 14336 * 2));
     CUDA_CHECK(cudaMalloc(&y_, int64_t{2} * kMaxTokens * kMaxWidth * 4));
     CUDA_CHECK(cudaMalloc(&scales_, 8 * kMaxWidth * sizeof(float)));
-    CUDA_CHECK(cudaMalloc(&offsets_, (cuda::kMaxExperts + 1) * sizeof(int32_t)));
+    CUDA_CHECK(cudaMalloc(&offsets_, 9 * sizeof(int32_t)));
     CUDA_CHECK(cudaMalloc(&workspace_, kGemmWorkspaceBytes));
     CUDA_CHECK(cudaMemset(workspace_, 0, kGemmWorkspaceBytes));
-    FillRandomly<float><<<256, 256>>>(scales_, 8 * kMaxWidth, 3);
+    const std::vector<float> scales(8 * kMaxWidth, 1.0f / 128);
+    CUDA_CHECK(
+        cudaMemcpy(scales_, scales.data(), scales.size() * sizeof(float), cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, 0));
     CUDA_CHECK(cudaStreamCreate(&stream_));
   }
 
@@ -72,7 +82,7 @@ class Bench {
         const int num_busy = Route(shape, num_tokens);
         const int64_t row_bytes = int64_t{shape.k} * SizeOf(dtype);
         const cuda::GemmConfig pick =
-            cuda::PickConfig(num_rows, shape.num_experts, shape.n, row_bytes, cuda::NumSms());
+            cuda::PickConfig(num_rows, shape.num_experts, shape.n, row_bytes, num_sms_);
         if (sweep) {
           Sweep(shape, dtype, num_rows, num_busy, pick);
         } else {
@@ -84,15 +94,8 @@ class Bench {
 
  private:
   void Fill(DType dtype) {
-    const int64_t x_size = int64_t{2} * kMaxTokens * 14336;
-    if (dtype == DType::kF8E4M3) {
-      FillRandomly<<<4096, 256>>>(static_cast<cuda::E4M3*>(weights_), kWeightsBytes, 1);
-      FillRandomly<<<4096, 256>>>(static_cast<cuda::E4M3*>(x_), x_size, 2);
-    } else {
-      FillRandomly<<<4096, 256>>>(static_cast<cuda::BF16*>(weights_), kWeightsBytes / 2, 1);
-      FillRandomly<<<4096, 256>>>(static_cast<cuda::BF16*>(x_), x_size, 2);
-    }
-    CUDA_CHECK(cudaDeviceSynchronize());
+    FillRandomly(weights_, kWeightsBytes, dtype);
+    FillRandomly(x_, int64_t{2} * kMaxTokens * 14336 * 2, dtype);
   }
 
   // Each token takes two experts at random; how many experts have rows.
@@ -207,6 +210,7 @@ class Bench {
   void *weights_, *x_, *y_, *workspace_;
   float* scales_;
   int32_t* offsets_;
+  int num_sms_ = 0;
   cudaStream_t stream_;
 };
 

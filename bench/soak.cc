@@ -93,13 +93,14 @@ EngineConfig MakeEngineConfig(const ModelRunner& runner) {
   return config;
 }
 
-// A request alone takes at most half of the blocks.
+// A request alone takes at most half of the blocks. Answers are long beside most prompts: sequences
+// that grow are what makes an engine preempt.
 SoakShape MakeShape(const EngineConfig& config) {
   SoakShape shape;
   shape.limits = config.limits;
   const int room = std::min(config.num_blocks * kBlockSize / 2, config.limits.max_model_len);
-  shape.max_prompt_tokens = std::max(1, std::min(1024, room * 3 / 4));
-  shape.max_answer_tokens = std::max(1, std::min(256, room / 4));
+  shape.max_prompt_tokens = std::max(1, std::min(1024, room / 2));
+  shape.max_answer_tokens = std::max(1, std::min(768, room / 2));
   return shape;
 }
 
@@ -145,7 +146,7 @@ class Soak {
       check_.Submitted(request);
       engine_.Submit(std::move(request));
     }
-    if (check_.num_live() > 0 && requests_.OneIn(12)) CancelOne();
+    if (check_.num_live() > 0 && requests_.OneIn(30)) CancelOne();
     if (requests_.OneIn(2000)) {
       const uint64_t link = requests_.Pick(0, 3);
       engine_.CancelLink(link);

@@ -23,7 +23,7 @@ std::vector<int32_t> SoakRequests::Tokens(int num) {
 
 // Short ones, long ones, and those that begin as others do.
 std::vector<int32_t> SoakRequests::Prompt() {
-  if (OneIn(3)) return Tokens(Pick(1, 64));
+  if (OneIn(2)) return Tokens(Pick(1, 64));
   if (OneIn(2)) return Tokens(Pick(1, shape_.max_prompt_tokens));
   std::vector<int32_t> prompt = beginnings_[Pick(0, kNumBeginnings - 1)];
   if (OneIn(2)) prompt.resize(Pick(1, static_cast<int>(prompt.size())));

@@ -11,7 +11,7 @@ namespace bough::testing {
 
 class DeviceWrapper : public Device {
  public:
-  const Ops& ops() const override { return cpu_->ops(); }
+  DeviceWrapper() : Device(&cpu::Table()) {}
   Stream stream() const override { return cpu_->stream(); }
   std::string name() const override { return "test"; }
   bool is_cuda() const override { return false; }
@@ -37,6 +37,8 @@ class DeviceWrapper : public Device {
   std::unique_ptr<LaunchGraph> Capture(const std::function<void()>& launch) override {
     return cpu_->Capture(launch);
   }
+  bool IsCapturing() const override { return cpu_->IsCapturing(); }
+  std::unique_ptr<TimeStamp> NewTimeStamp() override { return cpu_->NewTimeStamp(); }
 
  private:
   const std::unique_ptr<Device> cpu_ = MakeCpuDevice();

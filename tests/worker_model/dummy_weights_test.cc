@@ -8,7 +8,6 @@
 #include <optional>
 #include <random>
 
-#include "tests/worker_model/device_wrapper.h"
 #include "tests/worker_model/hand_batch.h"
 #include "worker/model/decoder.h"
 
@@ -24,29 +23,24 @@ struct Routing {
 };
 Routing* routing = nullptr;
 
-// Counts when a layer routes.
-class RoutingDevice : public testing::DeviceWrapper {
- public:
-  RoutingDevice() : ops_(cpu::Table()) {
-    ops_.AddRmsNormGate = [](const AddRmsNormGateParams& p, Stream stream) {
-      cpu::Table().AddRmsNormGate(p, stream);
-      std::vector<int> counts(p.num_experts);
-      for (int i = 0; i < p.norm.num_tokens * p.top_k; ++i) ++counts[p.expert_ids[i]];
-      routing->tokens_of_expert.push_back(counts);
-      double squares = 0;
-      const int count = p.norm.num_tokens * p.norm.hidden_size;
-      for (int i = 0; i < count; ++i) {
-        const double value = static_cast<const float*>(p.norm.residual)[i];
-        squares += value * value;
-      }
-      routing->residual_rms.push_back(std::sqrt(squares / count));
-    };
-  }
-  const Ops& ops() const override { return ops_; }
-
- private:
-  Ops ops_;
-};
+// The CPU's ops, which tell `routing` when a layer routes.
+Ops CountingOps() {
+  Ops ops = cpu::Table();
+  ops.AddRmsNormGate = [](const AddRmsNormGateParams& p, Stream stream) {
+    cpu::Table().AddRmsNormGate(p, stream);
+    std::vector<int> counts(p.num_experts);
+    for (int i = 0; i < p.norm.num_tokens * p.top_k; ++i) ++counts[p.expert_ids[i]];
+    routing->tokens_of_expert.push_back(counts);
+    double squares = 0;
+    const int count = p.norm.num_tokens * p.norm.hidden_size;
+    for (int i = 0; i < count; ++i) {
+      const double value = static_cast<const float*>(p.norm.residual)[i];
+      squares += value * value;
+    }
+    routing->residual_rms.push_back(std::sqrt(squares / count));
+  };
+  return ops;
+}
 
 ModelConfig SmallMixtral() {
   ModelConfig c;
@@ -71,11 +65,13 @@ INSTANTIATE_TEST_SUITE_P(Quantized, DummyModel, ::testing::Bool());
 TEST_P(DummyModel, StaysInRangeAndRoutesEvenlyThroughAllLayers) {
   Routing seen;
   routing = &seen;
-  RoutingDevice device;
+  const Ops ops = CountingOps();
+  const auto device = MakeCpuDevice();
+  device->set_ops(&ops);
   const ModelConfig config = SmallMixtral();
   const Shard shard = *MakeShard(config, 1, 1, 0);
   const auto weights =
-      LoadWeights(config, shard, DummyWeights(), GetParam(), &device, [](auto, auto) {});
+      LoadWeights(config, shard, DummyWeights(), GetParam(), device.get(), [](auto, auto) {});
   ASSERT_TRUE(weights.ok()) << weights.status();
   testing::TokenIds prompt(kNumTokens);
   std::mt19937 random(1);
@@ -83,10 +79,12 @@ TEST_P(DummyModel, StaysInRangeAndRoutesEvenlyThroughAllLayers) {
   testing::HandBatches batches({prompt}, kNumTokens + 1);
   const auto group = MpiGroup::Init(nullptr, nullptr);
   const auto comm = MakeCpuCommunicator(group.get());
-  KvCache cache = *KvCache::Allocate(config, shard, DType::kF32, batches.num_blocks(), &device);
-  Decoder decoder(config, shard, {kNumTokens, 1}, true, &device, &*weights, &cache, comm.get());
+  KvCache cache =
+      *KvCache::Allocate(config, shard, DType::kF32, batches.num_blocks(), device.get());
+  Decoder decoder(config, shard, {kNumTokens, 1}, true, device.get(), &*weights, &cache,
+                  comm.get());
   const Batch batch = batches.Prefill(0, kNumTokens);
-  const float* logits = decoder.Forward(BatchMemory(&device).Upload(batch), nullptr);
+  const float* logits = decoder.Forward(BatchMemory(device.get()).Upload(batch), nullptr);
 
   for (int i = 0; i < config.vocab_size; ++i) ASSERT_TRUE(std::isfinite(logits[i])) << i;
   ASSERT_EQ(seen.tokens_of_expert.size(), size_t{kNumLayers});

@@ -21,10 +21,7 @@ GemmConfig PickConfig(int num_rows, int num_experts, int n, int64_t row_bytes, i
   if (rows <= 32) return {.tile_n = much_work ? 128 : 64, .tile_m = 32, .split_k = true};
   if (rows <= 64) return {.tile_n = much_work ? 128 : 64, .tile_m = 64, .split_k = true};
   if (rows <= 128) return {.tile_n = much_work ? 256 : 128, .tile_m = 128, .split_k = true};
-  // Whole tiles, unless the last round of them would leave many SMs idle.
-  const double rounds = CeilDiv(n, 256) * (std::ceil(mean / 256) * num_experts) / (num_sms / 2);
-  const bool split_k = rounds < 8 && std::ceil(rounds) / rounds > 1.15;
-  return {.tile_n = 128, .tile_m = 256, .cluster = 2, .split_k = split_k};
+  return {.tile_n = 128, .tile_m = 256, .cluster = 2, .split_k = true};
 }
 
 bool FitsTiles(const GroupedGemmParams& p) {

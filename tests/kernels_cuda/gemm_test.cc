@@ -444,7 +444,7 @@ TEST_F(Gemm, LosesLittleWhenSumsAreNotExact) {
   ParallelFor(kM * kN, [&](int64_t i) {
     for (int k = 0; k < kK; ++k) want[i] += double{x[i / kN * kK + k]} * w[i % kN * kK + k];
   });
-  for (const GemmConfig& config : {GemmConfig{64, 32, 1, true}, GemmConfig{128, 256, 1, false}}) {
+  for (const GemmConfig& config : {GemmConfig{128, 32}, GemmConfig{256, 128}}) {
     for (DType dtype : {DType::kF8E4M3, DType::kBF16}) {
       const bool e4m3 = dtype == DType::kF8E4M3;
       const DeviceTensor y(std::vector<float>(kM * kN, NAN), DType::kF32);
@@ -485,19 +485,29 @@ TEST(GemmDeathTest, RefusesDTypesByName) {
 
 // H200 has 132 SMs.
 TEST(PickConfig, GivesDecodeTilesAsNarrowAsItsTokens) {
-  const auto dense = [](int m) { return cuda::PickConfig(m, 1, 6144, 4096, 132); };
-  EXPECT_EQ(dense(1), (GemmConfig{64, 8, 1, true}));
-  EXPECT_EQ(dense(8), (GemmConfig{64, 8, 1, true}));
-  EXPECT_EQ(dense(9), (GemmConfig{64, 16, 1, true}));
-  EXPECT_EQ(dense(64), (GemmConfig{64, 64, 1, true}));
+  const auto dense = [](int m) { return cuda::PickConfig(m, 1, 6144, 132); };
+  EXPECT_EQ(dense(1), (GemmConfig{64, 8}));
+  EXPECT_EQ(dense(8), (GemmConfig{64, 8}));
+  EXPECT_EQ(dense(9), (GemmConfig{64, 16}));
+  EXPECT_EQ(dense(64), (GemmConfig{128, 64}));
+  const auto grouped = [](int num_tokens) {
+    return cuda::PickConfig(2 * num_tokens, 8, 28672, 132);
+  };
+  EXPECT_EQ(grouped(1), (GemmConfig{64, 8}));
+  EXPECT_EQ(grouped(64), (GemmConfig{128, 32}));  // 16 rows an expert, at times more
+  EXPECT_EQ(grouped(8192), (GemmConfig{256, 128}));
+}
+
+TEST(PickConfig, TakesSmallTilesWhenLargeOnesLeaveSmsIdle) {
+  EXPECT_EQ(cuda::PickConfig(1024, 1, 4096, 132), (GemmConfig{256, 128}));    // 128 tiles
+  EXPECT_EQ(cuda::PickConfig(512, 1, 4096, 132), (GemmConfig{128, 128, 2}));  // 64, or 128
 }
 
 TEST(PickConfig, TakesOnlyTilesThatAreCompiled) {
   for (int rows = 1; rows < 40000; rows += 1 + rows / 3) {
     for (int experts : {1, 2, 8, 64}) {
       for (int n : {8, 4096, 28672}) {
-        GemmConfig config = cuda::PickConfig(rows, experts, n, 4096, 132);
-        config.split_k = false;
+        const GemmConfig config = cuda::PickConfig(rows, experts, n, 132);
         EXPECT_EQ(std::count(std::begin(cuda::kGemmTiles), std::end(cuda::kGemmTiles), config), 1);
       }
     }

@@ -78,23 +78,21 @@ class Bench {
         2.0 * weights + 4.0 * m * (n + k));
   }
 
-  // Tokens spread evenly over the experts, each to its next kTopK.
+  // Rows spread evenly over the experts.
   void GroupedGemm(const std::string& name, int num_tokens, int n, int k) {
     const int num_rows = num_tokens * kTopK;
-    std::vector<int32_t> offsets(kNumExperts + 1), x_rows(num_rows);
+    std::vector<int32_t> offsets(kNumExperts + 1);
     for (int e = 0; e <= kNumExperts; ++e) offsets[e] = num_rows * e / kNumExperts;
-    for (int r = 0; r < num_rows; ++r) x_rows[r] = r % num_tokens;
     int active = 0;
     for (int e = 0; e < kNumExperts; ++e) active += offsets[e + 1] > offsets[e];
 
     const int64_t weights = int64_t{kNumExperts} * n * k;
     const int copies = static_cast<int>(kWorkingSetBytes / (weights * 2));
     const std::vector<uint16_t> w = SomeBF16(weights * copies);
-    const std::vector<float> x = RandomFloats(int64_t{num_tokens} * k);
+    const std::vector<float> x = RandomFloats(int64_t{num_rows} * k);
     std::vector<float> y(int64_t{num_rows} * n);
     const double seconds = BestSeconds([&](int run) {
       cpu::GroupedGemm({.x = x.data(),
-                        .x_rows = x_rows.data(),
                         .w = &w[run % copies * weights],
                         .expert_offsets = offsets.data(),
                         .y = y.data(),

@@ -5,6 +5,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/init.h"
 #include "kernels/moe.h"
 #include "kernels/sampling.h"
 #include "kernels/stream.h"
@@ -29,6 +30,7 @@ struct Ops {
   Op<PagedAttentionParams> PagedAttention;
   Op<BifurcatedAttentionParams> BifurcatedAttention;
   Op<SampleParams> Sample;
+  Op<FillUniformParams> FillUniform;
   int64_t (*AttentionWorkspaceBytes)(int max_num_seqs, int num_heads, int head_dim);
 };
 

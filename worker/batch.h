@@ -12,13 +12,19 @@ namespace bough {
 
 // Rows (sequences) come in this order: decode rows first, one token each, so sorted that rows of a
 // shared-prefix group stand together; then prefill chunks. T tokens, S rows, D decode rows.
+//
+// A decode row's token may not be known to the host yet: it is in flight, sampled by the step that
+// was launched just before and is not waited for. `tokens` then holds -1 - j, j its row of that
+// step's `samples` (kernels/elementwise.h, Embedding). No two rows name the same j, and only decode
+// rows name any; forks go on from rows that a prefill's logits gave. Nothing else of a batch depends
+// on such a value. With one step in flight there are no negative tokens.
 struct Batch {
   int64_t step = 0;
   bool shutdown = false;  // followers leave their loop; everything else is empty
 
   int32_t num_decode = 0;             // D
   int32_t max_blocks = 0;             // columns of block_tables
-  std::vector<int32_t> tokens;        // [T]
+  std::vector<int32_t> tokens;        // [T]; -1 - j: what row j of the step before samples
   std::vector<int32_t> positions;     // [T]
   std::vector<int32_t> slot_mapping;  // [T] block * kBlockSize + row
   std::vector<int32_t> cu_seqlens_q;  // [S + 1]
@@ -59,12 +65,21 @@ struct StepResult {
   std::vector<float> top_logprobs;    // [samples, max_top]
 };
 
-// Whoever can run a batch: the model (worker/model_runner.h), or a fake in tests.
+// Whoever can run a batch: the model (worker/model_runner.h), or a fake in tests. Called only from
+// the engine thread. Batches run one after the other, in the order of their launch: what a step
+// writes (KV, sampled tokens) is there for all later ones, and a block that no later step reads may
+// be given to another sequence at once.
 class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
-  // Called only from the engine thread.
-  virtual StepResult Execute(const Batch& batch) = 0;
+  // Starts a batch. A device works on it by itself; the CPU has run it when this returns. The batch
+  // may change as soon as it returns. At most max_steps_in_flight() batches are launched and not yet
+  // waited for.
+  virtual void Launch(const Batch& batch) = 0;
+  // The result of the oldest batch launched and not waited for.
+  virtual StepResult Wait() = 0;
+  // 2 where the host can plan a step while the one before runs, else 1.
+  virtual int max_steps_in_flight() const = 0;
 };
 
 }  // namespace bough

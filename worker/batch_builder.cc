@@ -38,7 +38,13 @@ class Builder {
     const int begin = seq.num_computed, end = begin + num_tokens;
     const size_t at = batch_.tokens.size();
     batch_.tokens.resize(at + num_tokens);
-    seq.CopyTokens(begin, end, batch_.tokens.data() + at);
+    const int end_known = std::min(end, seq.num_known());
+    seq.CopyTokens(begin, end_known, batch_.tokens.data() + at);
+    if (end > end_known) {
+      CHECK_EQ(num_tokens, 1) << "only a decode row goes on from a pending token";
+      CHECK_EQ(seq.num_pending, 1);
+      batch_.tokens[at] = -1 - seq.sampled_row;
+    }
     for (int pos = begin; pos < end; ++pos) {
       batch_.positions.push_back(pos);
       batch_.slot_mapping.push_back(seq.block_table[pos / kBlockSize] * kBlockSize +
@@ -57,11 +63,11 @@ class Builder {
     batch_.logits_tokens.push_back(batch_.num_tokens() - 1);
     SamplingRow row = SettingsOf(*seq);
     batch_.samples.push_back(row);
-    built_.sampled.push_back({seq, nullptr});
+    built_.sampled.push_back(seq);
     for (Sequence* fork : forks) {  // fresh as their leader: all but `choice` is equal
       row.choice = fork->choice;
       batch_.samples.push_back(row);
-      built_.sampled.push_back({fork, seq});
+      built_.sampled.push_back(fork);
     }
   }
 
@@ -92,12 +98,13 @@ class Builder {
     row.frequency_penalty = p.frequency_penalty;
     row.seed = p.seed;
     row.choice = seq.choice;
-    row.position = static_cast<int32_t>(seq.output.size());
+    row.position = seq.num_generated();
     row.num_logprobs = p.logprobs;
     batch_.max_top = std::max(batch_.max_top, p.logprobs);
     std::tie(row.bias_begin, row.bias_end) = BiasOf(request);
     row.seen_begin = static_cast<int32_t>(batch_.seen_ids.size());
     if (request.has_penalties) {
+      CHECK_EQ(seq.num_pending, 0) << "penalties count every token before";
       seq.seen.AppendTo(request.prompt_vocabulary, &batch_.seen_ids, &batch_.seen_counts);
     }
     row.seen_end = static_cast<int32_t>(batch_.seen_ids.size());

@@ -10,23 +10,17 @@
 
 namespace bough {
 
-// Who gets the token of a row of Batch::samples. `leader` is set for a fork: its prefill gave the
-// logits.
-struct SampledRow {
-  Sequence* seq = nullptr;
-  const Sequence* leader = nullptr;
-};
-
 struct BuiltBatch {
   Batch batch;
-  std::vector<SampledRow> sampled;  // as batch.samples
+  std::vector<Sequence*> sampled;  // as batch.samples: who gets the row's token
   // Of this step, for load and metrics.
   int64_t num_decode_blocks = 0;  // read by decode rows, a group's prefix once
   int num_shared_rows = 0;        // decode rows in a group with a prefix
   int num_prefill_tokens = 0;
 };
 
-// Overwrites `built`, whose arrays keep their memory from step to step.
+// Overwrites `built`, whose arrays keep their memory from step to step. A token that is pending is
+// named by Sequence::sampled_row, which must be of the step launched just before.
 void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, BuiltBatch* built);
 
 }  // namespace bough

@@ -1,9 +1,11 @@
 #include "worker/engine.h"
 
 #include <algorithm>
+#include <deque>
 #include <utility>
 #include <variant>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "common/check.h"
 #include "worker/batch_builder.h"
@@ -30,15 +32,23 @@ struct DrainOp {
 };
 using Op = std::variant<SubmitOp, CancelOp, CancelLinkOp, DrainOp>;
 
+// A batch that is launched: all that its result is handed out by. The sequences may end meanwhile.
+struct LaunchedStep {
+  std::vector<SequenceId> sampled;  // as its Batch::samples
+  int32_t max_top = 0;
+  absl::Time launched;
+  int num_prefill_tokens = 0, num_decode_rows = 0, num_shared_rows = 0;
+  int64_t num_decode_blocks = 0;
+};
+
 Finish FinishOf(const Sequence& seq, const ModelLimits& limits) {
   const SamplingParams& p = seq.request->request.sampling;
   const int32_t token = seq.output.back();
   if (!p.ignore_eos && token == limits.eos_token_id) return Finish::kEos;
   const auto& stops = p.stop_token_ids;
   if (std::find(stops.begin(), stops.end(), token) != stops.end()) return Finish::kStopToken;
-  const bool is_full = static_cast<int64_t>(seq.output.size()) >= p.max_tokens ||
-                       seq.num_tokens() >= limits.max_model_len;
-  return is_full ? Finish::kLength : Finish::kNone;
+  const bool is_last = static_cast<int>(seq.output.size()) >= p.max_tokens;
+  return is_last ? Finish::kLength : Finish::kNone;
 }
 
 }  // namespace
@@ -47,9 +57,18 @@ struct Engine::Impl {
   Impl(const EngineConfig& c, StepExecutor* e)
       : config(c),
         executor(e),
+        max_in_flight(e->max_steps_in_flight()),
         blocks(c.num_blocks),
         scheduler({c.max_num_seqs, c.max_num_batched_tokens}, &blocks),
-        requests(&config, &scheduler) {}
+        requests(&config, &scheduler) {
+    // With more, a pending token could be older than the step before, and Batch::tokens had no name
+    // for it.
+    CHECK(max_in_flight == 1 || max_in_flight == 2) << max_in_flight;
+  }
+  // No result is left behind: the executor may go on, or be told to shut down.
+  ~Impl() {
+    for (; !in_flight.empty(); in_flight.pop_front()) executor->Wait();
+  }
 
   void Push(Op op) {
     absl::MutexLock lock(&mutex);
@@ -63,14 +82,16 @@ struct Engine::Impl {
   void Handle(const CancelOp& op, absl::Time now) { requests.Cancel(op.key, op.choice, now); }
   void Handle(const CancelLinkOp& op, absl::Time now) { requests.CancelLink(op.link, now); }
   void Handle(const DrainOp& op, absl::Time) { requests.set_draining(op.draining); }
-  void Run(const Plan& plan, absl::Time now);
+  bool Launch(absl::Time now);  // false: nothing can run now
   void Acknowledge(const Plan& plan, absl::Time now);
-  void HandOut(const StepResult& result, absl::Time now);
-  Finish AddToken(const SampledRow& row, size_t i, const StepResult& result, absl::Time now);
+  void HandOutOldest();
+  Finish AddToken(Sequence* seq, size_t i, int32_t max_top, const StepResult& result,
+                  absl::Time now);
   LoadReport Load() const;
 
   const EngineConfig config;
   StepExecutor* const executor;
+  const size_t max_in_flight;
 
   absl::Mutex mutex;
   std::vector<Op> inbox ABSL_GUARDED_BY(mutex);
@@ -83,7 +104,9 @@ struct Engine::Impl {
   LiveRequests requests;
   int64_t num_steps = 0;
   BuiltBatch built;
-  StepEvents events;  // of the step in progress
+  std::deque<LaunchedStep> in_flight;  // oldest first
+  absl::Time last_result = absl::InfinitePast();
+  StepEvents events;  // of the Step in progress
 };
 
 void Engine::Impl::Acknowledge(const Plan& plan, absl::Time now) {
@@ -98,62 +121,74 @@ void Engine::Impl::Acknowledge(const Plan& plan, absl::Time now) {
   }
 }
 
-void Engine::Impl::Run(const Plan& plan, absl::Time now) {
+bool Engine::Impl::Launch(absl::Time now) {
+  const Plan plan = scheduler.Next();
+  if (plan.empty()) return false;
   Acknowledge(plan, now);
   BuildBatch(plan, config.limits, num_steps++, &built);
-  const absl::Time begin = config.clock();
-  const StepResult result = executor->Execute(built.batch);
-  const absl::Time end = config.clock();
-  CHECK_EQ(result.tokens.size(), built.sampled.size());
-
-  events.prefill_tokens = built.num_prefill_tokens;
-  events.decode_rows = built.batch.num_decode;
-  events.shared_prefix_rows = built.num_shared_rows;
-  events.step_time = end - begin;
-  step_time.Add(built.batch.num_tokens(), built.num_decode_blocks,
-                absl::ToDoubleSeconds(end - begin));
-
-  for (Sequence* seq : plan.decodes) scheduler.Computed(seq, 1);
-  for (const Chunk& chunk : plan.prefills) scheduler.Computed(chunk.seq, chunk.num_tokens);
-  HandOut(result, end);
-}
-
-void Engine::Impl::HandOut(const StepResult& result, absl::Time now) {
-  std::vector<Sequence*> finished;
-  for (size_t i = 0; i < built.sampled.size(); ++i) {
-    const SampledRow& row = built.sampled[i];
-    if (AddToken(row, i, result, now) != Finish::kNone) {
-      finished.push_back(row.seq);
-    } else if (row.leader != nullptr) {
-      scheduler.StartFork(*row.leader, row.seq);
-    }
+  const Batch& batch = built.batch;
+  LaunchedStep step{{},
+                    batch.max_top,
+                    config.clock(),
+                    built.num_prefill_tokens,
+                    batch.num_decode,
+                    built.num_shared_rows,
+                    built.num_decode_blocks};
+  executor->Launch(batch);
+  scheduler.Launched(plan);
+  for (Sequence* seq : built.sampled) {
+    seq->sampled_row = static_cast<int32_t>(step.sampled.size());
+    step.sampled.push_back({seq->request->arrival, seq->ordinal});
   }
-  // After all forks: a leader that is done with its first token still gave its blocks to them.
-  for (Sequence* seq : finished) requests.FinishChoice(seq, now);
+  in_flight.push_back(std::move(step));
+  return true;
 }
 
-Finish Engine::Impl::AddToken(const SampledRow& row, size_t i, const StepResult& result,
+void Engine::Impl::HandOutOldest() {
+  const StepResult result = executor->Wait();
+  const absl::Time now = config.clock();
+  const LaunchedStep step = std::move(in_flight.front());
+  in_flight.pop_front();
+  CHECK_EQ(result.tokens.size(), step.sampled.size());
+
+  events.prefill_tokens = step.num_prefill_tokens;
+  events.decode_rows = step.num_decode_rows;
+  events.shared_prefix_rows = step.num_shared_rows;
+  events.step_time = now - std::max(step.launched, last_result);
+  step_time.Add(step.num_prefill_tokens + step.num_decode_rows, step.num_decode_blocks,
+                absl::ToDoubleSeconds(events.step_time));
+  last_result = now;
+
+  for (size_t i = 0; i < step.sampled.size(); ++i) {
+    Sequence* seq = requests.Find(step.sampled[i]);
+    if (seq == nullptr) continue;  // it ended after the launch: nobody wants the token
+    if (AddToken(seq, i, step.max_top, result, now) == Finish::kNone) continue;
+    requests.FinishChoice(seq, now);
+  }
+}
+
+Finish Engine::Impl::AddToken(Sequence* seq, size_t i, int32_t max_top, const StepResult& result,
                               absl::Time now) {
-  LiveRequest* request = row.seq->request;
+  LiveRequest* request = seq->request;
   const int32_t token = result.tokens[i];
   CHECK(token >= 0 && token < config.limits.vocab_size) << "sampled token " << token;
   TokenEvent event;
   event.key = request->request.key;
   event.attempt = request->request.attempt;
-  event.choice = row.seq->choice;
-  event.index = static_cast<int32_t>(row.seq->output.size());
+  event.choice = seq->choice;
+  event.index = static_cast<int32_t>(seq->output.size());
   event.token = token;
   if (const int num_top = request->request.sampling.logprobs; num_top >= 0) {
     event.logprob = result.logprobs[i];
-    const size_t at = i * built.batch.max_top;
+    const size_t at = i * max_top;
     event.top_ids.assign(result.top_ids.begin() + at, result.top_ids.begin() + at + num_top);
     event.top_logprobs.assign(result.top_logprobs.begin() + at,
                               result.top_logprobs.begin() + at + num_top);
   }
-  row.seq->Append(token);
+  scheduler.TokenArrived(seq, token);
   ++request->generated_tokens;
   request->first_token = std::min(request->first_token, now);
-  event.finish = FinishOf(*row.seq, config.limits);
+  event.finish = FinishOf(*seq, config.limits);
   events.tokens.push_back(std::move(event));
   return events.tokens.back().finish;
 }
@@ -201,19 +236,20 @@ std::optional<StepEvents> Engine::Step(absl::Time now) {
     absl::MutexLock lock(&impl_->mutex);
     ops.swap(impl_->inbox);
   }
-  const bool was_idle = ops.empty() && impl_->requests.all().empty();
+  const bool was_idle = ops.empty() && impl_->requests.all().empty() && impl_->in_flight.empty();
   for (Op& op : ops) {
     std::visit([&](auto& o) { impl_->Handle(std::move(o), now); }, op);
   }
   impl_->requests.ExpireDeadlines(now);
-  if (!impl_->requests.all().empty()) {
-    const Plan plan = impl_->scheduler.Next();
-    CHECK(!plan.empty()) << impl_->requests.all().size() << " requests and nothing to do";
-    impl_->Run(plan, now);
+  const bool launched = impl_->Launch(now);
+  if (!impl_->in_flight.empty()) {
+    if (!launched || impl_->in_flight.size() == impl_->max_in_flight) impl_->HandOutOldest();
+  } else {
+    CHECK(impl_->requests.all().empty()) << "requests and nothing to do";
   }
   {
     absl::MutexLock lock(&impl_->mutex);
-    impl_->has_live = !impl_->requests.all().empty();
+    impl_->has_live = !impl_->requests.all().empty() || !impl_->in_flight.empty();
   }
   if (was_idle) return std::nullopt;
   StepEvents events = std::exchange(impl_->events, {});
@@ -227,14 +263,26 @@ std::optional<StepEvents> Engine::Step(absl::Time now) {
 LoadReport Engine::Load() const { return impl_->Load(); }
 
 void Engine::CheckIntegrity() const {
+  absl::flat_hash_map<const Sequence*, int> num_pending;
+  for (const LaunchedStep& step : impl_->in_flight) {
+    for (const SequenceId& id : step.sampled) {
+      if (const Sequence* seq = impl_->requests.Find(id)) ++num_pending[seq];
+    }
+  }
   std::vector<int> refs(impl_->config.num_blocks, 0);
   for (const auto& [arrival, request] : impl_->requests.all()) {
     for (const Sequence& seq : request->sequences) {
       CHECK_EQ(seq.block_table.empty(), !seq.running());
+      if (seq.state != SequenceState::kFinished && seq.num_pending > 0) {
+        CHECK_EQ(seq.num_pending, num_pending[&seq]);
+        num_pending.erase(&seq);
+      }
+      if (seq.state == SequenceState::kEnding) CHECK_GT(seq.num_pending, 0);
       for (int32_t block : seq.block_table) ++refs[block];
       if (seq.copy_from != kNoBlock) ++refs[seq.copy_from];
     }
   }
+  CHECK(num_pending.empty()) << "a token in flight that no sequence awaits";
   impl_->blocks.CheckIntegrity(refs);
 }
 

@@ -1,4 +1,5 @@
-// The only loop: plan a step, run it, hand out what happened.
+// The only loop: plan a step, launch it, hand out the result of the oldest one. Where the executor
+// takes two steps in flight, step k + 1 is planned and launched while step k runs.
 //
 //   while (!stopping) {
 //     engine.WaitForWork(timeout);
@@ -98,14 +99,16 @@ struct StepEvents {
   std::vector<DoneEvent> dones;
   CacheEvents cache;
   LoadReport load;
-  // For metrics: tokens of the step, and its wall time as the engine's clock saw it.
+  // For metrics, of the step whose result came in (all 0 if none did): its tokens, and its time by
+  // the engine's clock, since its launch or, if that was later, since the result before.
   int prefill_tokens = 0, decode_rows = 0, shared_prefix_rows = 0;
   absl::Duration step_time;
 };
 
 class Engine {
  public:
-  // `executor` outlives the engine. REQUIRES: config.num_blocks > 0.
+  // `executor` outlives the engine, which waits for what it launched even when it is destroyed.
+  // REQUIRES: config.num_blocks > 0.
   Engine(const EngineConfig& config, StepExecutor* executor);
   ~Engine();
 
@@ -119,15 +122,17 @@ class Engine {
   // Thread-safe. Returns true as soon as Step would do something, false after `timeout`.
   bool WaitForWork(absl::Duration timeout);
 
-  // Engine thread. Applies the inbox, expires deadlines, runs one step of the model if anything can
-  // run. nullopt: nothing happened at all.
+  // Engine thread. Applies the inbox, expires deadlines, launches a step of the model if anything
+  // can run. Then waits for the oldest step's result, unless one more may be launched before that.
+  // nullopt: nothing happened at all, and nothing is in flight.
   std::optional<StepEvents> Step(absl::Time now);
 
   // Engine thread.
   LoadReport Load() const;
 
   // Engine thread. free + used + cached == total, every ref-count is explained by a sequence, no
-  // block is in two places. CHECKs; cheap enough for every test's end.
+  // block is in two places, every pending token is in flight. CHECKs; cheap enough for every test's
+  // end.
   void CheckIntegrity() const;
 
  private:

@@ -114,6 +114,13 @@ void LiveRequests::ExpireDeadlines(absl::Time now) {
   }
 }
 
+Sequence* LiveRequests::Find(const SequenceId& id) const {
+  const auto it = live_.find(id.arrival);
+  if (it == live_.end()) return nullptr;
+  Sequence* seq = &it->second->sequences[id.ordinal];
+  return seq->state == SequenceState::kFinished ? nullptr : seq;
+}
+
 void LiveRequests::FinishChoice(Sequence* seq, absl::Time now) {
   scheduler_->Finish(seq);
   if (--seq->request->num_unfinished == 0) End(seq->request, now, absl::OkStatus(), "");

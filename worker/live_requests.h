@@ -33,6 +33,8 @@ class LiveRequests {
   void set_draining(bool draining) { draining_ = draining; }
   bool draining() const { return draining_; }
   const absl::btree_map<uint64_t, std::unique_ptr<LiveRequest>>& all() const { return live_; }
+  // nullptr when the sequence is finished; its request may be gone.
+  Sequence* Find(const SequenceId& id) const;
   std::vector<DoneEvent> TakeDones();
 
  private:

@@ -10,12 +10,14 @@
 #include "common/check.h"
 #include "common/log.h"
 #include "common/status_macros.h"
-#include "kernels/ops.h"
 #include "worker/kv_cache.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/decoder.h"
+#include "worker/model/device.h"
 #include "worker/model/dummy_weights.h"
+#include "worker/model/op_times.h"
 #include "worker/model/shard.h"
+#include "worker/model/step_runner.h"
 #include "worker/model/weights.h"
 
 namespace bough {
@@ -72,29 +74,71 @@ absl::Status CheckOptions(const ModelRunnerOptions& options, int num_ranks) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const std::string& device, int local_rank) {
+  if (device == "cuda") return OpenCudaDevice(local_rank);
+  if (device == "cpu") return MakeCpuDevice();
+  return absl::InvalidArgumentError(absl::StrCat("--device must be cpu or cuda, is ", device));
+}
+
+absl::StatusOr<DType> KvDType(const std::string& kv_cache_dtype, const Device& device) {
+  if (kv_cache_dtype == "auto") return device.activation_dtype();
+  if (kv_cache_dtype == "fp8") return DType::kF8E4M3;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv-cache-dtype must be auto or fp8, is ", kv_cache_dtype));
+}
+
+// What KV blocks may take: what is asked for, or on a GPU what weights and scratch have left of its
+// share, less what CUDA graphs and NCCL will take.
+int64_t KvMemory(const ModelRunnerOptions& options, const Device& device) {
+  constexpr int64_t kDefaultOnCpu = 512ll << 20;
+  constexpr int64_t kReserve = 1ll << 30;
+  if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
+  if (!device.is_cuda()) return kDefaultOnCpu;
+  const int64_t total = device.TotalBytes(), used = total - device.FreeBytes();
+  return static_cast<int64_t>(total * options.gpu_memory_utilization) - used - kReserve;
+}
+
 // Blocks that `memory_bytes` hold; at least one.
-absl::StatusOr<int> NumBlocks(int64_t memory_bytes, const ModelConfig& config, const Shard& shard) {
-  const int64_t block_bytes = KvCache::BytesPerBlock(config, shard);
+absl::StatusOr<int> NumBlocks(int64_t memory_bytes, int64_t block_bytes) {
   // Slots are int32.
   const int64_t most = std::numeric_limits<int32_t>::max() / kBlockSize;
   const int64_t num_blocks = std::min(memory_bytes / block_bytes, most);
   if (num_blocks < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("--kv-cache-memory-bytes = ", memory_bytes,
-                                                   " holds no block: one takes ", block_bytes,
-                                                   " bytes on this rank"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the KV cache's memory, ", memory_bytes, " bytes, holds no block: one takes ", block_bytes,
+        " bytes on this rank; see "
+        "--kv-cache-memory-bytes and "
+        "--gpu-memory-utilization"));
   }
   return static_cast<int>(num_blocks);
 }
 
 // See ModelRunner::model_key.
-std::string ModelKey(const ModelRunnerOptions& options, const ModelConfig& config,
+std::string ModelKey(const ModelRunnerOptions& options, const ModelConfig& config, DType kv_dtype,
                      const std::string& fingerprint) {
   std::filesystem::path dir = std::filesystem::path(options.model_dir).lexically_normal();
   if (!dir.has_filename()) dir = dir.parent_path();
   return absl::StrCat(dir.filename().string(), "/", config.architecture, "/L",
                       config.num_hidden_layers, "-h", config.hidden_size, "-v", config.vocab_size,
                       "-e", config.num_local_experts, "-k", config.num_experts_per_tok, "-w",
-                      config.sliding_window, "-theta", config.rope_theta, "/f32kv/", fingerprint);
+                      config.sliding_window, "-theta", config.rope_theta, "/", options.device,
+                      "-w-", options.quantization, "-kv-", Name(kv_dtype), "/", fingerprint);
+}
+
+// A batch is our own work: what it says about itself must hold, or memory would be overwritten.
+void CheckBatch(const Batch& batch, int vocab_size, int num_blocks) {
+  const size_t num_tokens = batch.tokens.size(), num_seqs = batch.seqlens_kv.size();
+  CHECK_EQ(batch.positions.size(), num_tokens);
+  CHECK_EQ(batch.slot_mapping.size(), num_tokens);
+  CHECK_EQ(batch.cu_seqlens_q.size(), num_seqs + 1);
+  CHECK_EQ(batch.cu_seqlens_q.back(), batch.num_tokens());
+  CHECK_EQ(batch.block_tables.size(), num_seqs * batch.max_blocks);
+  CHECK_LE(batch.num_decode, batch.num_seqs());
+  for (int32_t token : batch.tokens) CHECK_LT(token, vocab_size);
+  for (int32_t slot : batch.slot_mapping) {
+    CHECK(0 <= slot && slot < num_blocks * int64_t{kBlockSize}) << slot;
+  }
+  for (int32_t token : batch.logits_tokens) CHECK(0 <= token && token < batch.num_tokens());
 }
 
 // Warns when a sequence of full length cannot be served; shorter ones can.
@@ -114,17 +158,21 @@ struct ModelRunner::Impl {
   int max_model_len = 0;
   std::string model_key;
   MpiGroup* group = nullptr;
+  std::unique_ptr<Device> device;  // outlives all that lies on it
   std::unique_ptr<Communicator> comm;
   Shard shard;
+  DType kv_dtype = DType::kF32;
   Weights weights;
   KvCache cache;
   std::optional<Decoder> decoder;
+  std::optional<StepRunner> steps;
   std::vector<uint8_t> packed;
 
+  int64_t block_bytes() const { return KvCache::BytesPerBlock(config, shard, kv_dtype); }
   // This rank's part of loading: everything that can fail without the others.
   absl::Status LoadRank(const ModelRunnerOptions& options, const Progress& progress);
-  absl::Status AllocateCache(int64_t memory_bytes);
-  StepResult Sample(const Batch& batch, const float* logits) const;
+  void Connect(const ModelRunnerOptions& options);
+  absl::Status AllocateCache(const ModelRunnerOptions& options);
 };
 
 absl::Status ModelRunner::Impl::LoadRank(const ModelRunnerOptions& options,
@@ -134,49 +182,47 @@ absl::Status ModelRunner::Impl::LoadRank(const ModelRunnerOptions& options,
   max_model_len =
       options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   ASSIGN_OR_RETURN(shard, MakeShard(config, options.tp_size, options.ep_size, group->rank()));
-  RETURN_IF_ERROR(NumBlocks(options.kv_cache_memory_bytes, config, shard).status());
+  ASSIGN_OR_RETURN(device, OpenDevice(options.device, group->local_rank()));
+  if (options.op_times != nullptr) options.op_times->Attach(device.get());
+  ASSIGN_OR_RETURN(kv_dtype, KvDType(options.kv_cache_dtype, *device));
+  if (options.kv_cache_memory_bytes > 0) {
+    RETURN_IF_ERROR(NumBlocks(options.kv_cache_memory_bytes, block_bytes()).status());
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> source, OpenSource(options));
-  model_key = ModelKey(options, config, source->fingerprint());
-  ASSIGN_OR_RETURN(weights, LoadWeights(config, shard, *source, [&](int64_t done, int64_t total) {
-                     progress({group->rank(), "weights", done, total});
-                   }));
+  model_key = ModelKey(options, config, kv_dtype, source->fingerprint());
+  const bool quantize = options.quantization == "fp8";
+  ASSIGN_OR_RETURN(weights, LoadWeights(config, shard, *source, quantize, device.get(),
+                                        [&](int64_t done, int64_t total) {
+                                          progress({group->rank(), "weights", done, total});
+                                        }));
   return absl::OkStatus();
 }
 
+void ModelRunner::Impl::Connect(const ModelRunnerOptions& options) {
+  comm = device->is_cuda() ? MakeCudaCommunicator(group, device->stream())
+                           : MakeCpuCommunicator(group);
+  const DecoderLimits limits = {options.max_num_batched_tokens, options.max_num_seqs};
+  decoder.emplace(config, shard, limits, options.enable_bifurcated_attention, device.get(),
+                  &weights, &cache, comm.get());
+  const StepRunnerOptions step_options = {
+      .samples = group->rank() == 0,
+      .num_ranks = group->size(),
+      .vocab_size = config.vocab_size,
+      .max_num_seqs = options.max_num_seqs,
+      .max_blocks = (max_model_len + kBlockSize - 1) / kBlockSize};
+  steps.emplace(step_options, device.get(), &*decoder, comm.get());
+}
+
 // As many blocks on every rank as the poorest one has.
-absl::Status ModelRunner::Impl::AllocateCache(int64_t memory_bytes) {
-  auto mine = NumBlocks(memory_bytes, config, shard);
-  CHECK_OK(mine.status());
+absl::Status ModelRunner::Impl::AllocateCache(const ModelRunnerOptions& options) {
+  const auto mine = NumBlocks(KvMemory(options, *device), block_bytes());
+  RETURN_IF_ERROR(group->Agree(mine.status()));
   const int num_blocks = static_cast<int>(group->Min(*mine));
-  auto allocated = KvCache::Allocate(config, shard, num_blocks);
+  auto allocated = KvCache::Allocate(config, shard, kv_dtype, num_blocks, device.get());
   RETURN_IF_ERROR(group->Agree(allocated.status()));
   cache = *std::move(allocated);
   if (group->rank() == 0) WarnIfCacheIsSmall(num_blocks, max_model_len);
   return absl::OkStatus();
-}
-
-StepResult ModelRunner::Impl::Sample(const Batch& batch, const float* logits) const {
-  const size_t num_rows = batch.samples.size();
-  StepResult result;
-  result.tokens.resize(num_rows);
-  result.logprobs.resize(num_rows);
-  result.top_ids.resize(num_rows * batch.max_top);
-  result.top_logprobs.resize(num_rows * batch.max_top);
-  ops::Sample({.logits = logits,
-               .rows = batch.samples.data(),
-               .bias_ids = batch.bias_ids.data(),
-               .bias_values = batch.bias_values.data(),
-               .seen_ids = batch.seen_ids.data(),
-               .seen_counts = batch.seen_counts.data(),
-               .banned_ids = batch.banned_ids.data(),
-               .tokens = result.tokens.data(),
-               .logprobs = result.logprobs.data(),
-               .top_ids = result.top_ids.data(),
-               .top_logprobs = result.top_logprobs.data(),
-               .num_rows = static_cast<int>(num_rows),
-               .vocab_size = config.vocab_size,
-               .max_top = batch.max_top});
-  return result;
 }
 
 ModelRunner::ModelRunner() : impl_(std::make_unique<Impl>()) {}
@@ -188,39 +234,45 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Load(const ModelRunner
   auto runner = std::unique_ptr<ModelRunner>(new ModelRunner());
   Impl& impl = *runner->impl_;
   impl.group = group;
-  impl.comm = MakeCpuCommunicator(group);
   RETURN_IF_ERROR(group->Agree(impl.LoadRank(options, progress)));
-  RETURN_IF_ERROR(impl.AllocateCache(options.kv_cache_memory_bytes));
-  const DecoderLimits limits = {options.max_num_batched_tokens, options.max_num_seqs};
-  impl.decoder.emplace(impl.config, impl.shard, limits, options.enable_bifurcated_attention,
-                       &impl.weights, &impl.cache, impl.comm.get());
+  impl.Connect(options);
+  RETURN_IF_ERROR(impl.AllocateCache(options));
+  if (!options.enforce_eager) impl.steps->RecordGraphs();
   return runner;
 }
 
 const ModelConfig& ModelRunner::config() const { return impl_->config; }
 int ModelRunner::num_blocks() const { return impl_->cache.num_blocks(); }
-int64_t ModelRunner::kv_block_bytes() const {
-  return KvCache::BytesPerBlock(impl_->config, impl_->shard);
-}
+int64_t ModelRunner::kv_block_bytes() const { return impl_->block_bytes(); }
 int ModelRunner::max_model_len() const { return impl_->max_model_len; }
 const std::string& ModelRunner::model_key() const { return impl_->model_key; }
 
-StepResult ModelRunner::Execute(const Batch& batch) {
+void ModelRunner::Launch(const Batch& batch) {
   CHECK_EQ(impl_->group->rank(), 0);
+  CheckBatch(batch, impl_->config.vocab_size, impl_->cache.num_blocks());
   if (impl_->group->size() > 1) {
     Pack(batch, &impl_->packed);
     impl_->group->Send(impl_->packed);
   }
-  return impl_->Sample(batch, impl_->decoder->Forward(batch));
+  impl_->steps->Launch(batch);
 }
+
+StepResult ModelRunner::Wait() { return impl_->steps->Wait(); }
+int ModelRunner::max_steps_in_flight() const { return impl_->steps->max_steps_in_flight(); }
 
 void ModelRunner::Follow() {
   CHECK_NE(impl_->group->rank(), 0);
+  StepRunner& steps = *impl_->steps;
   Batch batch;
-  for (;;) {
+  for (int in_flight = 0;;) {
+    if (in_flight == steps.max_steps_in_flight()) {
+      steps.Wait();
+      --in_flight;
+    }
     Unpack(impl_->group->Receive(), &batch);
     if (batch.shutdown) return;
-    impl_->decoder->Forward(batch);
+    steps.Launch(batch);
+    ++in_flight;
   }
 }
 

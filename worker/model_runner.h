@@ -15,17 +15,26 @@
 
 namespace bough {
 
+class OpTimes;
+
 struct ModelRunnerOptions {
-  std::string model_dir;                   // Hugging Face folder
-  std::string load_format = "auto";        // auto = safetensors, dummy = seeded random weights
-  int tp_size = 1;                         // MoE: slices of each expert's intermediate_size
-  int ep_size = 1;                         // MoE: expert groups; attention is split over tp * ep ranks
-  int num_experts_per_tok = 0;             // 0 = the config's
-  int max_model_len = 0;                   // 0 = the config's max_position_embeddings
-  int64_t kv_cache_memory_bytes = 0;       // per rank, K and V of all layers
+  std::string model_dir;                // Hugging Face folder
+  std::string device = "cpu";           // cpu or cuda
+  std::string quantization = "none";    // fp8: weights of more bits become e4m3 on load
+  std::string kv_cache_dtype = "auto";  // auto = the activations', fp8 = e4m3
+  std::string load_format = "auto";     // auto = safetensors, dummy = seeded random weights
+  int tp_size = 1;                      // MoE: slices of each expert's intermediate_size
+  int ep_size = 1;                      // MoE: expert groups; attention is split over tp * ep ranks
+  int num_experts_per_tok = 0;          // 0 = the config's
+  int max_model_len = 0;                // 0 = the config's max_position_embeddings
+  int64_t kv_cache_memory_bytes = 0;    // per rank, K and V of all layers; 0 = what is left
+  double gpu_memory_utilization = 0.9;  // of a GPU's memory, for all that this rank needs
+  bool enforce_eager = false;           // true: no CUDA graphs
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
-  bool enable_bifurcated_attention = true; // false: PagedAttention only; same tokens, more bytes read
+  bool enable_bifurcated_attention =
+      true;  // false: PagedAttention only; same tokens, more bytes read
+  OpTimes* op_times = nullptr;  // times every op (worker/model/op_times.h); outlives the runner
 };
 
 class ModelRunner : public StepExecutor {
@@ -38,15 +47,17 @@ class ModelRunner : public StepExecutor {
   ~ModelRunner() override;
 
   const ModelConfig& config() const;
-  int num_blocks() const;  // the same on all ranks: the smallest of what fits
+  int num_blocks() const;          // the same on all ranks: the smallest of what fits
   int64_t kv_block_bytes() const;  // one block on this rank, K and V of all layers
   int max_model_len() const;
   // Identifies weights and precision for the block hashes: folder name, shapes and a fingerprint of the
   // checkpoint's headers. Equal for equal folders whatever the parallel layout.
   const std::string& model_key() const;
 
-  // Rank 0. Sends the batch to the followers, runs it, samples.
-  StepResult Execute(const Batch& batch) override;
+  // Rank 0. Launch sends the batch to the followers too.
+  void Launch(const Batch& batch) override;
+  StepResult Wait() override;
+  int max_steps_in_flight() const override;
   // Ranks > 0: executes batches until one says shutdown.
   void Follow();
   // Rank 0: lets the followers go.

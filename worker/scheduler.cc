@@ -57,6 +57,7 @@ void Scheduler::PlanDecodes(Plan* plan) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence* seq = running_[i];
     if (seq->state != SequenceState::kDecode) continue;
+    if (seq->num_pending > 0 && seq->request->has_penalties) continue;  // see the header
     while (seq->running() && !GrowBlocks(seq, blocks_)) Preempt(running_.back());
     if (seq->running()) plan->decodes.push_back(seq);
   }
@@ -112,6 +113,8 @@ Scheduler::Admission Scheduler::Admit(Sequence* seq) {
       blocks_->num_available() - static_cast<int>(num_revived) - num_forks_ - num_rows();
   if (num_new > room) return Admission::kNoRoom;
 
+  // Whoever lost its blocks while a token was pending got it before this plan.
+  CHECK_EQ(seq->num_pending, 0);
   LiveRequest* request = seq->request;
   if (seq->output.empty()) {
     request->fresh.erase(seq->ordinal);
@@ -140,20 +143,54 @@ bool Scheduler::IsBeingComputed(Sequence* seq, int block_idx) const {
   });
 }
 
+void Scheduler::Launched(const Plan& plan) {
+  for (Sequence* seq : plan.decodes) {
+    Computed(seq, 1);
+    EndIfFull(seq);
+  }
+  for (const Chunk& chunk : plan.prefills) {
+    Computed(chunk.seq, chunk.num_tokens);
+    for (Sequence* fork : chunk.forks) StartFork(*chunk.seq, fork);
+    EndIfFull(chunk.seq);  // after its forks took their blocks from it
+  }
+  CHECK_EQ(num_forks_, 0);
+}
+
 void Scheduler::Computed(Sequence* seq, int num_tokens) {
   DropCopySource(seq, blocks_);
-  AdvanceComputed(seq, num_tokens, blocks_);
-  if (seq->state != SequenceState::kPrefill || seq->num_computed < seq->num_tokens()) return;
+  seq->num_computed += num_tokens;
+  CHECK_LE(seq->num_computed, seq->num_tokens());
+  CacheFullBlocks(seq, blocks_);
+  if (seq->num_computed < seq->num_tokens()) return;  // a prefill goes on
   seq->state = SequenceState::kDecode;
+  ++seq->num_pending;
   if (seq->request->leader == seq) seq->request->leader = nullptr;
 }
 
 void Scheduler::StartFork(const Sequence& leader, Sequence* child) {
   CHECK(child->state == SequenceState::kWaiting || child->state == SequenceState::kPreempted);
+  --num_forks_;
+  ++child->num_pending;
+  if (child->is_full()) {
+    child->state = SequenceState::kEnding;
+    return;
+  }
   ForkBlocks(leader, static_cast<int>(leader.request->request.prompt_ids.size()), child, blocks_);
   child->state = SequenceState::kDecode;
-  --num_forks_;
   InsertRunning(child);
+}
+
+void Scheduler::EndIfFull(Sequence* seq) {
+  if (seq->state != SequenceState::kDecode || !seq->is_full()) return;
+  StopRunning(seq);
+  seq->state = SequenceState::kEnding;
+}
+
+void Scheduler::TokenArrived(Sequence* seq, int32_t token) {
+  CHECK_GT(seq->num_pending, 0);
+  --seq->num_pending;
+  seq->Append(token);
+  CacheFullBlocks(seq, blocks_);
 }
 
 void Scheduler::Preempt(Sequence* seq) {
@@ -168,7 +205,7 @@ void Scheduler::Preempt(Sequence* seq) {
 void Scheduler::Wait(Sequence* seq) {
   LiveRequest* request = seq->request;
   if (request->leader == seq) request->leader = nullptr;
-  (seq->output.empty() ? request->fresh : request->stalled).insert(seq->ordinal);
+  (seq->num_generated() == 0 ? request->fresh : request->stalled).insert(seq->ordinal);
   waiting_.insert(request);
 }
 
@@ -176,17 +213,20 @@ void Scheduler::Finish(Sequence* seq) {
   CHECK(seq->state != SequenceState::kFinished);
   LiveRequest* request = seq->request;
   if (seq->running()) {
-    running_.erase(std::find(running_.begin(), running_.end(), seq));
+    StopRunning(seq);
     if (request->leader == seq) request->leader = nullptr;
-    ReleaseBlocks(seq, blocks_);
-  } else if (request->fresh.erase(seq->ordinal) + request->stalled.erase(seq->ordinal) == 0) {
-    CHECK_GT(num_forks_, 0) << "neither running, waiting nor forked";
-    --num_forks_;  // finished by its first token
+  } else if (seq->state != SequenceState::kEnding) {
+    CHECK_EQ(request->fresh.erase(seq->ordinal) + request->stalled.erase(seq->ordinal), 1u);
   }
   seq->state = SequenceState::kFinished;
   if (HasWaiting(*request)) return;
   waiting_.erase(request);
   if (!request->was_admitted) --num_unstarted_;
+}
+
+void Scheduler::StopRunning(Sequence* seq) {
+  running_.erase(std::find(running_.begin(), running_.end(), seq));
+  ReleaseBlocks(seq, blocks_);
 }
 
 void Scheduler::InsertRunning(Sequence* seq) {

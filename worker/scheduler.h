@@ -6,9 +6,14 @@
 //   3. Then to waiting requests, in order, while rows, blocks and budget last. A prefill takes all
 //      its blocks when it is admitted, so it never waits for one halfway.
 //
+// The step before may still be in flight: a sequence then goes on from a token that only the device
+// knows. It sits a step out where the host needs the token first, which is so for penalties: they
+// count it. Such a row runs in every other step and holds up nobody else. A sequence that lacks only
+// the value of its last token takes no further part (ending).
+//
 // Progress: the first running sequence always gets its block, since all others may be preempted for
 // it and Submit refused whatever exceeds the pool by itself; with nothing running, the first
-// waiting sequence is admitted. So Next is empty only when there is no sequence.
+// waiting sequence is admitted. So Next is empty only when every sequence waits for a pending token.
 //
 // Admission leaves one free block for every running row: what they all will have taken 64 steps
 // from now. Without that, a preempted sequence would come straight back and be preempted again.
@@ -55,13 +60,12 @@ class Scheduler {
 
   Plan Next();
 
-  // The step ran: marks the chunk's or decode row's tokens as computed, caches full blocks. A
-  // completed prefill turns to decode. To be called for every member of the plan, before any Append
-  // or Finish.
-  void Computed(Sequence* seq, int num_tokens);
-  // A fork of the last plan goes on after its first token. REQUIRES: Computed(leader), leader not
-  // finished.
-  void StartFork(const Sequence& leader, Sequence* child);
+  // The plan that Next gave is launched: its tokens count as computed, every row that samples has
+  // one more pending token. To be called before anything else if the plan is not empty.
+  void Launched(const Plan& plan);
+
+  // The oldest pending token of the sequence is known.
+  void TokenArrived(Sequence* seq, int32_t token);
 
   // From any state: the sequence is over, its blocks are free.
   void Finish(Sequence* seq);
@@ -81,11 +85,15 @@ class Scheduler {
   int PlanChunk(Sequence* seq, int budget, Plan* plan);
   void PlanForks(Chunk* chunk);
   Admission Admit(Sequence* seq);
+  void Computed(Sequence* seq, int num_tokens);
+  void StartFork(const Sequence& leader, Sequence* child);
+  void EndIfFull(Sequence* seq);
   // Whether a running prefill is about to compute the block that `seq` would need first.
   bool IsBeingComputed(Sequence* seq, int block_idx) const;
   void Preempt(Sequence* seq);
   void Wait(Sequence* seq);
   void InsertRunning(Sequence* seq);
+  void StopRunning(Sequence* seq);
 
   struct ByOrder {
     bool operator()(const LiveRequest* a, const LiveRequest* b) const { return GoesBefore(*a, *b); }
@@ -96,7 +104,7 @@ class Scheduler {
   BlockManager* const blocks_;
   std::vector<Sequence*> running_;                  // in order
   absl::btree_set<LiveRequest*, ByOrder> waiting_;  // all with a fresh or stalled sequence
-  int num_forks_ = 0;  // planned, not yet in running_; each is promised a block
+  int num_forks_ = 0;  // planned, not yet launched; each is promised a block
   int num_unstarted_ = 0;
   int64_t num_preemptions_ = 0;
 };

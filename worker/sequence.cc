@@ -15,14 +15,16 @@ bool HasPenalties(const SamplingParams& p) {
 
 }  // namespace
 
-int Sequence::num_tokens() const {
+int Sequence::num_known() const {
   return static_cast<int>(request->request.prompt_ids.size() + output.size());
 }
+
+bool Sequence::is_full() const { return num_generated() >= request->request.sampling.max_tokens; }
 
 void Sequence::CopyTokens(int begin, int end, int32_t* out) const {
   const std::vector<int32_t>& prompt = request->request.prompt_ids;
   const int num_prompt = static_cast<int>(prompt.size());
-  CHECK(0 <= begin && begin <= end && end <= num_tokens()) << begin << ".." << end;
+  CHECK(0 <= begin && begin <= end && end <= num_known()) << begin << ".." << end;
   if (begin < num_prompt) {
     out = std::copy(prompt.begin() + begin, prompt.begin() + std::min(end, num_prompt), out);
   }

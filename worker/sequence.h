@@ -15,14 +15,35 @@ namespace bough {
 
 struct LiveRequest;
 
-//   state       blocks                              next
-//   waiting     none                                prefill; decode, as a fork of a sibling
-//   prefill     for all its tokens                  decode when all are computed; preempted
-//   decode      for all its tokens but the last     decode; preempted; finished
-//   preempted   none, its tokens are kept           prefill: recompute, mostly prefix hits
-//   finished    none                                -
+//   state       blocks                           pending  next
+//   waiting     none                             0        prefill; decode or ending, as a fork
+//   prefill     for all its tokens               0        at the last chunk's launch: decode or
+//                                                         ending; preempted
+//   decode      for all its tokens but the last  0..2     decode; ending; preempted; finished
+//   preempted   none, its tokens are kept        0..1     prefill when none is pending: recompute,
+//                                                         mostly prefix hits; finished
+//   ending      none: no step computes its last  1..2     finished when that one comes in
+//   finished    none                             -        -
 // Any state goes to finished by cancel or deadline.
-enum class SequenceState : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kFinished };
+//
+// A token is pending from the launch of the step that samples it until that step's result. Of each
+// step, with the one before still in flight:
+//
+//   launch   its rows are computed, as all later steps see it: blocks that are full and known enter
+//            the prefix cache, forks start, a sampled row has one more pending token
+//   result   the pending token is known: appended, sent up, its block cached if that fills it. It
+//            may be a stop: the row of the step launched meanwhile is then superfluous
+//   finish   by a stop, cancel, deadline: blocks are free at once, since later steps run later; what
+//            is in flight for the sequence is dropped when it comes in
+//   preempt  blocks are free at once; the pending token comes in and counts, as it was sampled from
+//            what stood in them
+enum class SequenceState : uint8_t { kWaiting, kPrefill, kDecode, kPreempted, kEnding, kFinished };
+
+// Names a sequence to whoever may outlive it; see LiveRequests::Find.
+struct SequenceId {
+  uint64_t arrival = 0;  // LiveRequest::arrival
+  int32_t ordinal = 0;   // Sequence::ordinal
+};
 
 struct Sequence {
   LiveRequest* request = nullptr;
@@ -33,10 +54,13 @@ struct Sequence {
   // The answer: what another group emitted, then what this one sampled.
   std::vector<int32_t> output;
   SeenTokens seen;  // of output, when the request has penalties
+  // Tokens of the answer after `output`, sampled by steps in flight.
+  int num_pending = 0;
+  int32_t sampled_row = 0;  // of the latest pending token, in its step's Batch::samples
 
   // Set by sequence_blocks.h; its region table says which block holds what.
   std::vector<int32_t> block_table;
-  int num_computed = 0;          // tokens whose KV is written
+  int num_computed = 0;          // tokens whose KV is written by steps launched so far
   int num_cached_blocks = 0;     // leading blocks that are in the prefix cache
   bool cache_broken = false;     // a hash collision: what follows stays private
   int32_t copy_from = kNoBlock;  // the last block starts as a copy of this one, which is referenced
@@ -45,11 +69,16 @@ struct Sequence {
   bool running() const {
     return state == SequenceState::kPrefill || state == SequenceState::kDecode;
   }
-  int num_tokens() const;
-  void CopyTokens(int begin, int end, int32_t* out) const;  // tokens [begin, end)
+  int num_known() const;  // tokens of prompt and answer whose values are known
+  int num_tokens() const { return num_known() + num_pending; }
+  int num_generated() const { return static_cast<int>(output.size()) + num_pending; }
+  // The answer has max_tokens, whatever the pending ones will be. They fit max_model_len, or the
+  // request was refused.
+  bool is_full() const;
+  void CopyTokens(int begin, int end, int32_t* out) const;  // known tokens [begin, end)
   // Of the full block `idx`, computed at first use.
   const BlockHash& Hash(int idx);
-  void Append(int32_t token);
+  void Append(int32_t token);  // a known one
 };
 
 struct LiveRequest {

@@ -57,11 +57,10 @@ bool GrowBlocks(Sequence* seq, BlockManager* blocks) {
   return true;
 }
 
-void AdvanceComputed(Sequence* seq, int num_tokens, BlockManager* blocks) {
-  seq->num_computed += num_tokens;
-  CHECK_LE(seq->num_computed, seq->num_tokens());
+void CacheFullBlocks(Sequence* seq, BlockManager* blocks) {
+  const int end = std::min(seq->num_computed, seq->num_known());
   int& idx = seq->num_cached_blocks;
-  while (!seq->cache_broken && (idx + 1) * kBlockSize <= seq->num_computed) {
+  while (!seq->cache_broken && (idx + 1) * kBlockSize <= end) {
     const int32_t parent = idx == 0 ? kNoBlock : seq->block_table[idx - 1];
     const auto kept =
         blocks->Cache(seq->block_table[idx], seq->Hash(idx), parent, TokensOf(*seq, idx));

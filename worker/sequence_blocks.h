@@ -7,8 +7,9 @@
 //   [num_computed, num_tokens) to be computed: the rest of a prefill, or the last token
 //   [num_tokens, num_room)     empty
 //
-// with num_cached = 64 * num_cached_blocks and num_room = 64 * block_table.size(). Only after a
-// hash collision does the second range hold whole blocks.
+// with num_cached = 64 * num_cached_blocks and num_room = 64 * block_table.size(). The second range
+// holds whole blocks only after a hash collision, and one while its last token is pending. Written
+// means by a step that is launched: whoever takes a cached block reads it in a later one.
 //
 // A step writes only positions from num_computed on, hence only into blocks of its own: no copy on
 // write. The open block (the one that is not full) is never in the cache and never shared; a fork
@@ -39,8 +40,9 @@ void TakeBlocks(Sequence* seq, const std::vector<int32_t>& prefix, BlockManager*
 // Makes room for all tokens; false when a block is lacking.
 bool GrowBlocks(Sequence* seq, BlockManager* blocks);
 
-// `num_tokens` more are computed: enters the blocks that are full now into the prefix cache.
-void AdvanceComputed(Sequence* seq, int num_tokens, BlockManager* blocks);
+// Enters the blocks that are full of known and computed tokens into the prefix cache. To be called
+// when either grew.
+void CacheFullBlocks(Sequence* seq, BlockManager* blocks);
 
 // Starts `child`, which has no blocks, where `leader` ended its prompt: shares the full blocks, and
 // takes a block for a copy of the open one. REQUIRES: both have the same num_prompt first tokens,
@@ -50,7 +52,7 @@ void ForkBlocks(const Sequence& leader, int num_prompt, Sequence* child, BlockMa
 // The pending copy is done.
 void DropCopySource(Sequence* seq, BlockManager* blocks);
 
-// Gives everything back; full blocks stay in the prefix cache.
+// Gives everything back; full blocks stay in the prefix cache, but for one with a pending token.
 void ReleaseBlocks(Sequence* seq, BlockManager* blocks);
 
 }  // namespace bough

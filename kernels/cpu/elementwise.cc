@@ -6,6 +6,7 @@
 
 #include "common/check.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
 
 namespace bough::cpu {
@@ -18,25 +19,18 @@ float Widen(BF16 x) { return BF16ToFloat(x); }
 
 void Narrow(float x, float* out) { *out = x; }
 void Narrow(float x, BF16* out) { *out = FloatToBF16(x); }
+void Narrow(float x, uint8_t* out) { *out = FloatToE4M3(x); }
 
 template <typename T>
 void EmbeddingRows(const EmbeddingParams& p) {
   const T* table = static_cast<const T*>(p.table);
   float* out = static_cast<float*>(p.out);
   for (int64_t t = 0; t < p.num_tokens; ++t) {
+    const int64_t id = p.ids[t] >= 0 ? p.ids[t] : p.sampled[-1 - p.ids[t]];
     for (int i = 0; i < p.hidden_size; ++i) {
-      out[t * p.hidden_size + i] = Widen(table[int64_t{p.ids[t]} * p.hidden_size + i]);
+      out[t * p.hidden_size + i] = Widen(table[id * p.hidden_size + i]);
     }
   }
-}
-
-float SumOfSquares(const float* x, int size) {
-  F32x8 sum = {};
-  int i = 0;
-  for (; i + kLanes <= size; i += kLanes) sum += Load(x + i) * Load(x + i);
-  const F32x8 tail = LoadPartial(x + i, size - i);
-  sum += tail * tail;
-  return Sum(sum);
 }
 
 // As Hugging Face computes them, in f32: 1 / theta^(2i / head_dim).
@@ -66,12 +60,14 @@ void Rotate(float* x, int num_heads, int head_dim, int position, const float* in
 }
 
 template <typename T>
-void Append(const float* heads, int slot, const RopeAppendParams& p, void* cache) {
+void Append(const float* heads, int slot, const float* scale, const RopeAppendParams& p,
+            void* cache) {
   const int64_t block = slot / p.block_size, row = slot % p.block_size;
   for (int64_t h = 0; h < p.num_kv_heads; ++h) {
     T* out =
         static_cast<T*>(cache) + ((block * p.num_kv_heads + h) * p.block_size + row) * p.head_dim;
-    for (int i = 0; i < p.head_dim; ++i) Narrow(heads[h * p.head_dim + i], out + i);
+    const float head_scale = scale == nullptr ? 1 : scale[h];
+    for (int i = 0; i < p.head_dim; ++i) Narrow(heads[h * p.head_dim + i] / head_scale, out + i);
   }
 }
 
@@ -86,8 +82,8 @@ void RopeAppendTokens(const RopeAppendParams& p) {
     const float* v = k + p.num_kv_heads * p.head_dim;
     Rotate(q, p.num_heads + p.num_kv_heads, p.head_dim, p.positions[t], inv_freq.data());
     if (p.slot_mapping[t] == -1) return;
-    Append<T>(k, p.slot_mapping[t], p, p.k_cache);
-    Append<T>(v, p.slot_mapping[t], p, p.v_cache);
+    Append<T>(k, p.slot_mapping[t], p.k_scale, p, p.k_cache);
+    Append<T>(v, p.slot_mapping[t], p.v_scale, p, p.v_cache);
   });
 }
 
@@ -108,23 +104,6 @@ void Embedding(const EmbeddingParams& p) {
   }
 }
 
-void AddRmsNorm(const AddRmsNormParams& p) {
-  CheckIsF32(p.dtype);
-  const float* weight = static_cast<const float*>(p.weight);
-  ParallelFor(p.num_tokens, 4.0 * p.num_tokens * p.hidden_size, [&](int t) {
-    const int64_t row = int64_t{t} * p.hidden_size;
-    float* residual = static_cast<float*>(p.residual) + row;
-    float* out = static_cast<float*>(p.out) + row;
-    if (p.x != nullptr) {
-      const float* x = static_cast<const float*>(p.x) + row;
-      for (int i = 0; i < p.hidden_size; ++i) residual[i] += x[i];
-    }
-    const float mean_square = SumOfSquares(residual, p.hidden_size) / p.hidden_size;
-    const float scale = 1.0f / std::sqrt(mean_square + p.eps);
-    for (int i = 0; i < p.hidden_size; ++i) out[i] = residual[i] * scale * weight[i];
-  });
-}
-
 void RopeAppend(const RopeAppendParams& p) {
   CheckIsF32(p.dtype);
   CHECK_EQ(p.head_dim % 2, 0) << "RoPE rotates pairs";
@@ -133,23 +112,43 @@ void RopeAppend(const RopeAppendParams& p) {
       return RopeAppendTokens<float>(p);
     case DType::kBF16:
       return RopeAppendTokens<BF16>(p);
+    case DType::kF8E4M3:
+      return RopeAppendTokens<uint8_t>(p);
     default:
-      CHECK(false) << "the cache is " << Name(p.kv_dtype) << ", the CPU takes f32 or bf16";
+      CHECK(false) << "the cache is " << Name(p.kv_dtype) << ", the CPU takes f32, bf16 or f8_e4m3";
   }
 }
 
 void SiluMul(const SiluMulParams& p) {
   CheckIsF32(p.dtype);
-  ParallelFor(p.num_tokens, 20.0 * p.num_tokens * p.size, [&](int t) {
+  const bool quantize = p.out_dtype == DType::kF8E4M3;
+  if (!quantize) CheckIsF32(p.out_dtype);
+  const int num_rows = p.num_rows == nullptr ? p.num_tokens : *p.num_rows;
+  CHECK_LE(num_rows, p.num_tokens);
+  ParallelFor(num_rows, 20.0 * num_rows * p.size, [&](int t) {
     const float* gate = static_cast<const float*>(p.gate_up) + int64_t{t} * 2 * p.size;
     const float* up = gate + p.size;
-    float* out = static_cast<float*>(p.out) + int64_t{t} * p.size;
+    std::vector<float> unrounded(quantize ? p.size : 0);
+    const int64_t offset = int64_t{t} * p.size;
+    float* row = quantize ? unrounded.data() : static_cast<float*>(p.out) + offset;
     int i = 0;
     for (; i + kLanes <= p.size; i += kLanes) {
-      Store(out + i, SiluTimes(Load(gate + i), Load(up + i)));
+      Store(row + i, SiluTimes(Load(gate + i), Load(up + i)));
     }
     const int rest = p.size - i;
-    StorePartial(out + i, SiluTimes(LoadPartial(gate + i, rest), LoadPartial(up + i, rest)), rest);
+    StorePartial(row + i, SiluTimes(LoadPartial(gate + i, rest), LoadPartial(up + i, rest)), rest);
+    if (quantize) {
+      p.out_scale[t] = QuantizeRow(row, p.size, static_cast<uint8_t*>(p.out) + offset);
+    }
+  });
+}
+
+void Quantize(const QuantizeParams& p) {
+  CheckIsF32(p.dtype);
+  ParallelFor(static_cast<int>(p.num_rows), 10.0 * p.num_rows * p.size, [&](int r) {
+    const int64_t offset = int64_t{r} * p.size;
+    p.scale[r] = QuantizeRow(static_cast<const float*>(p.x) + offset, p.size,
+                             static_cast<uint8_t*>(p.out) + offset);
   });
 }
 

@@ -156,6 +156,8 @@ __device__ void WriteLogprobs(const SampleParams& p, int r, int32_t token) {
 
 __global__ void __launch_bounds__(kThreads) SampleKernel(SampleParams p) {
   extern __shared__ float logits[];  // [vocab_size]
+  WaitForPrevious();
+  AllowNext();
   const int r = blockIdx.x;
   const SamplingRow row = p.rows[r];
   const int32_t token = ChooseToken(p, row, logits);
@@ -175,8 +177,7 @@ void Sample(const SampleParams& p, Stream stream) {
   const int shared_bytes = p.vocab_size * sizeof(float);
   CUDA_CHECK(cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   shared_bytes));
-  SampleKernel<<<p.num_rows, kThreads, shared_bytes, stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
+  Launch(SampleKernel, p.num_rows, kThreads, shared_bytes, stream, p);
 }
 
 }  // namespace bough::cuda

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/testing/compare.h"
+#include "tests/testing/fp8.h"
 #include "tests/testing/inputs.h"
 
 namespace bough {
@@ -40,6 +43,19 @@ TEST(Embedding, WidensABF16Table) {
                   .hidden_size = 2,
                   .table_dtype = DType::kBF16});
   EXPECT_THAT(out, ElementsAre(0.25f, 3.0f));
+}
+
+TEST(Embedding, TakesANegativeIdFromTheSampledTokens) {
+  const std::vector<float> table = {0, 1, 10, 11, 20, 21};
+  const std::vector<int32_t> ids = {-2, 0, -1}, sampled = {2, 1};
+  std::vector<float> out(6);
+  cpu::Embedding({.ids = ids.data(),
+                  .sampled = sampled.data(),
+                  .table = table.data(),
+                  .out = out.data(),
+                  .num_tokens = 3,
+                  .hidden_size = 2});
+  EXPECT_THAT(out, ElementsAre(10, 11, 0, 1, 20, 21));
 }
 
 void ExpectNormMatchesTheFormula(int num_tokens, int hidden, bool add, float scale) {
@@ -95,6 +111,30 @@ TEST(AddRmsNorm, MayWriteOverX) {
   EXPECT_THAT(residual, ElementsAre(3, 4));
 }
 
+// The op on a copy of `residual`, once to f32 and once to f8_e4m3.
+TEST(AddRmsNorm, QuantizesTheF32Row) {
+  for (int hidden : {1, 7, 8, 512}) {
+    Random random(hidden);
+    const std::vector<float> before = RandomFloats(random, 3 * hidden, 2);
+    const std::vector<float> weight = RandomFloats(random, hidden);
+    std::vector<float> residual = before, out(3 * hidden);
+    AddRmsNormParams p = {.residual = residual.data(),
+                          .weight = weight.data(),
+                          .out = out.data(),
+                          .num_tokens = 3,
+                          .hidden_size = hidden};
+    cpu::AddRmsNorm(p);
+    QuantizedRows got = {std::vector<uint8_t>(3 * hidden, 0x7f), std::vector<float>(3, NAN)};
+    p.out = got.elements.data();
+    p.out_scale = got.scales.data();
+    p.out_dtype = DType::kF8E4M3;
+    cpu::AddRmsNorm(p);
+    const QuantizedRows want = QuantizeRows(out, 3);
+    EXPECT_EQ(got.elements, want.elements);
+    EXPECT_EQ(got.scales, want.scales);
+  }
+}
+
 TEST(SiluMul, MatchesTheFormulaForEachSize) {
   for (int num_tokens : {0, 1, 3, 100}) {
     for (int size : {1, 7, 8, 9, 256}) {
@@ -126,20 +166,91 @@ TEST(SiluMul, SaturatesWithoutOverflowAndKeepsNaN) {
   EXPECT_TRUE(std::isnan(out[3]));
 }
 
+TEST(SiluMul, QuantizesTheF32RowAndStopsAtNumRows) {
+  constexpr int kTokens = 5, kSize = 21;
+  Random random(1);
+  const std::vector<float> gate_up = RandomFloats(random, kTokens * 2 * kSize, 5);
+  for (int32_t num_rows : {0, 2, 5}) {
+    std::vector<float> out(kTokens * kSize, 7);
+    SiluMulParams p = {.gate_up = gate_up.data(),
+                       .out = out.data(),
+                       .num_rows = &num_rows,
+                       .num_tokens = kTokens,
+                       .size = kSize};
+    cpu::SiluMul(p);
+    EXPECT_EQ(std::count(out.begin(), out.end(), 7), (kTokens - num_rows) * kSize);
+
+    QuantizedRows got = {std::vector<uint8_t>(kTokens * kSize, 0x7f),
+                         std::vector<float>(kTokens, -7)};
+    p.out = got.elements.data();
+    p.out_scale = got.scales.data();
+    p.out_dtype = DType::kF8E4M3;
+    cpu::SiluMul(p);
+    QuantizedRows want = QuantizeRows(out, kTokens);
+    std::fill(want.elements.begin() + num_rows * kSize, want.elements.end(), 0x7f);
+    std::fill(want.scales.begin() + num_rows, want.scales.end(), -7);
+    EXPECT_EQ(got.elements, want.elements);
+    EXPECT_EQ(got.scales, want.scales);
+  }
+}
+
+QuantizedRows Quantize(const std::vector<float>& x, int num_rows) {
+  QuantizedRows got = {std::vector<uint8_t>(x.size(), 0x7f), std::vector<float>(num_rows, NAN)};
+  cpu::Quantize({.x = x.data(),
+                 .out = got.elements.data(),
+                 .scale = got.scales.data(),
+                 .num_rows = num_rows,
+                 .size = num_rows == 0 ? 0 : static_cast<int>(x.size()) / num_rows});
+  return got;
+}
+
+TEST(Quantize, MatchesTheDefinitionForEachShape) {
+  for (int num_rows : {0, 1, 3, 40}) {
+    for (int size : {1, 8, 9, 300}) {
+      Random random(size);
+      const std::vector<float> x = RandomFloats(random, num_rows * size, 30);
+      const QuantizedRows got = Quantize(x, num_rows), want = QuantizeRows(x, num_rows);
+      EXPECT_EQ(got.elements, want.elements);
+      EXPECT_EQ(got.scales, want.scales);
+    }
+  }
+}
+
+TEST(Quantize, GivesAZeroRowScaleZero) {
+  const QuantizedRows got = Quantize({0, -0.0f, 0, /**/ 448, -448, 0}, 2);
+  EXPECT_THAT(got.scales, ElementsAre(0, 1));
+  EXPECT_THAT(got.Floats(), ElementsAre(0, 0, 0, 448, -448, 0));
+}
+
+TEST(Quantize, KeepsZerosOfARowOfTinyNumbers) {
+  const QuantizedRows got = Quantize({0, 1e-40f}, 1);
+  EXPECT_EQ(got.elements[0], 0);
+  EXPECT_GT(E4M3ToFloat(got.elements[1]), 0);
+}
+
+TEST(Quantize, LeavesNaNInItsPlace) {
+  const QuantizedRows got = Quantize({1, NAN, -4}, 1);
+  EXPECT_EQ(got.scales[0], 4.0f / 448);
+  EXPECT_THAT(got.elements, ElementsAre(0x6e, 0x7f, 0xfe));  // 112, NaN, -448
+}
+
 // 2 query heads, 1 KV head.
 struct Rope {
-  Rope(int head_dim, std::vector<int32_t> positions, std::vector<int32_t> slots, DType kv_dtype)
+  Rope(int head_dim, std::vector<int32_t> positions, std::vector<int32_t> slots, DType kv_dtype,
+       const float* k_scale = nullptr, const float* v_scale = nullptr)
       : head_dim(head_dim), positions(std::move(positions)), slots(std::move(slots)) {
     Random random(head_dim);
     qkv = RandomFloats(random, int64_t{num_tokens()} * 4 * head_dim);
     before = qkv;
-    k_cache.assign(kNumSlots * head_dim * SizeOf(kv_dtype), '\xff');  // NaN in f32 and bf16
+    k_cache.assign(kNumSlots * head_dim * SizeOf(kv_dtype), '\xff');  // NaN in f32, bf16 and e4m3
     v_cache = k_cache;
     cpu::RopeAppend({.qkv = qkv.data(),
                      .positions = this->positions.data(),
                      .slot_mapping = this->slots.data(),
                      .k_cache = k_cache.data(),
                      .v_cache = v_cache.data(),
+                     .k_scale = k_scale,
+                     .v_scale = v_scale,
                      .num_tokens = num_tokens(),
                      .num_heads = 2,
                      .num_kv_heads = 1,
@@ -212,6 +323,21 @@ TEST(RopeAppend, RoundsToABF16Cache) {
   const Rope rope(8, {5}, {13}, DType::kBF16);
   EXPECT_EQ(rope.Slot<uint16_t>(rope.k_cache, 13), ToBF16(rope.Head(0, 2)));
   EXPECT_EQ(rope.Slot<uint16_t>(rope.v_cache, 13), ToBF16(rope.Head(0, 3)));
+}
+
+TEST(RopeAppend, DividesByTheScaleAndRoundsToAnE4M3Cache) {
+  const float k_scale = 0.03f, v_scale = 0.001f;
+  const Rope scaled(8, {5}, {13}, DType::kF8E4M3, &k_scale, &v_scale);
+  const Rope plain(8, {5}, {13}, DType::kF8E4M3);
+  const auto codes = [](const std::vector<float>& head, float scale) {
+    std::vector<uint8_t> codes;
+    for (float x : head) codes.push_back(static_cast<uint8_t>(NearestE4M3(x / scale)));
+    return codes;
+  };
+  EXPECT_EQ(scaled.Slot<uint8_t>(scaled.k_cache, 13), codes(scaled.Head(0, 2), k_scale));
+  EXPECT_EQ(scaled.Slot<uint8_t>(scaled.v_cache, 13), codes(scaled.Head(0, 3), v_scale));
+  EXPECT_EQ(plain.Slot<uint8_t>(plain.k_cache, 13), codes(plain.Head(0, 2), 1));
+  EXPECT_EQ(plain.Slot<uint8_t>(plain.v_cache, 13), codes(plain.Head(0, 3), 1));
 }
 
 TEST(RopeAppend, WritesNoSlotButThoseNamed) {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "tests/testing/compare.h"
+#include "tests/testing/fp8.h"
 #include "tests/testing/inputs.h"
 
 namespace bough {
@@ -97,54 +98,104 @@ TEST_P(GemmOfWeights, GivesAnOutputTheSameBitsInAnySliceOfTheWeights) {
   EXPECT_TRUE(SameBits(slice.Multiply(slice.x.data(), 37), want, {37, 40}));
 }
 
-std::vector<float> MultiplyGrouped(const Matrices& matrices, const std::vector<int32_t>* x_rows,
-                                   const std::vector<int32_t>& offsets) {
-  std::vector<float> y(int64_t{offsets.back()} * matrices.n, NAN);
+std::vector<float> MultiplyGrouped(const Matrices& matrices, const std::vector<int32_t>& offsets) {
+  std::vector<float> y(int64_t{matrices.m} * matrices.n, 7);
   cpu::GroupedGemm({.x = matrices.x.data(),
-                    .x_rows = x_rows ? x_rows->data() : nullptr,
                     .w = matrices.WData(),
                     .expert_offsets = offsets.data(),
                     .y = y.data(),
                     .num_experts = static_cast<int>(offsets.size()) - 1,
-                    .num_rows = offsets.back(),
+                    .num_rows = matrices.m,
                     .n = matrices.n,
                     .k = matrices.k,
                     .w_dtype = matrices.w_dtype});
   return y;
 }
 
-void ExpectGroupedMatchesTheFormula(const std::vector<int32_t>& offsets, bool gather, DType dtype) {
-  const int num_rows = offsets.back(), n = 50, k = 72;
-  const int num_x_rows = gather ? 11 : num_rows, num_experts = static_cast<int>(offsets.size()) - 1;
-  const Matrices matrices(num_x_rows, n, k, dtype, num_experts);
-  std::vector<int32_t> x_rows(num_rows);
-  for (int r = 0; r < num_rows; ++r) x_rows[r] = gather ? r * 7 % num_x_rows : r;
-
-  std::vector<double> want;
-  for (int e = 0; e < num_experts; ++e) {
-    for (int r = offsets[e]; r < offsets[e + 1]; ++r) {
-      for (int c = 0; c < n; ++c) want.push_back(matrices.Product(x_rows[r], e, c));
-    }
-  }
-  EXPECT_TRUE(Close(MultiplyGrouped(matrices, gather ? &x_rows : nullptr, offsets), want,
-                    {num_rows, n}, kGemmTolerance));
-}
-
+// 3 rows more than the offsets name: they are not touched.
 TEST_P(GemmOfWeights, GroupedMatchesTheFormulaForEachSplitOfRows) {
   const std::vector<std::vector<int32_t>> splits = {
       {0, 0}, {0, 1}, {0, 0, 0, 1}, {0, 3, 3, 7, 8}, {0, 0, 130, 130, 260, 261, 261}};
   for (const auto& offsets : splits) {
-    for (bool gather : {false, true}) {
-      SCOPED_TRACE(testing::PrintToString(offsets) + (gather ? " gathered" : ""));
-      ExpectGroupedMatchesTheFormula(offsets, gather, GetParam());
+    SCOPED_TRACE(testing::PrintToString(offsets));
+    const int num_experts = static_cast<int>(offsets.size()) - 1, n = 50;
+    const Matrices matrices(offsets.back() + 3, n, 72, GetParam(), num_experts);
+    std::vector<double> want;
+    for (int e = 0; e < num_experts; ++e) {
+      for (int r = offsets[e]; r < offsets[e + 1]; ++r) {
+        for (int c = 0; c < n; ++c) want.push_back(matrices.Product(r, e, c));
+      }
     }
+    want.resize(matrices.m * n, 7);
+    EXPECT_TRUE(Close(MultiplyGrouped(matrices, offsets), want, {matrices.m, n}, kGemmTolerance));
   }
 }
 
 TEST_P(GemmOfWeights, GroupedWithOneExpertEqualsGemmBitByBit) {
   const Matrices matrices(37, 101, 96, GetParam());
-  EXPECT_TRUE(SameBits(MultiplyGrouped(matrices, nullptr, {0, 37}),
-                       matrices.Multiply(matrices.x.data(), 37), {37, 101}));
+  EXPECT_TRUE(SameBits(MultiplyGrouped(matrices, {0, 37}), matrices.Multiply(matrices.x.data(), 37),
+                       {37, 101}));
+}
+
+// An f32 sum of exact products, then two factors: one rounding each.
+constexpr Tolerance kF8Tolerance = {.abs = 3e-5, .rel = 1e-5};
+
+std::vector<float> MultiplyF8(const QuantizedRows& x, const QuantizedRows& w, int n, int k,
+                              const std::vector<int32_t>& offsets) {
+  std::vector<float> y(offsets.back() * n, NAN);
+  cpu::GroupedGemm({.x = x.elements.data(),
+                    .x_scale = x.scales.data(),
+                    .w = w.elements.data(),
+                    .w_scale = w.scales.data(),
+                    .expert_offsets = offsets.data(),
+                    .y = y.data(),
+                    .num_experts = static_cast<int>(offsets.size()) - 1,
+                    .num_rows = offsets.back(),
+                    .n = n,
+                    .k = k,
+                    .dtype = DType::kF8E4M3,
+                    .w_dtype = DType::kF8E4M3});
+  return y;
+}
+
+TEST(F8Gemm, MultipliesTheValuesThatTheScalesGive) {
+  const int n = 50, k = 75;
+  for (const std::vector<int32_t>& offsets :
+       {std::vector<int32_t>{0, 0}, {0, 1}, {0, 3, 3, 7}, {0, 130, 133}}) {
+    SCOPED_TRACE(testing::PrintToString(offsets));
+    const int m = offsets.back(), num_experts = static_cast<int>(offsets.size()) - 1;
+    Matrices matrices(m, n, k, DType::kF32, num_experts);
+    const QuantizedRows x = QuantizeRows(matrices.x, m);
+    const QuantizedRows w = QuantizeRows(matrices.w, num_experts * n);
+    matrices.x = x.Floats();
+    matrices.w = w.Floats();
+    std::vector<double> want;
+    for (int e = 0; e < num_experts; ++e) {
+      for (int r = offsets[e]; r < offsets[e + 1]; ++r) {
+        for (int c = 0; c < n; ++c) want.push_back(matrices.Product(r, e, c));
+      }
+    }
+    EXPECT_TRUE(Close(MultiplyF8(x, w, n, k, offsets), want, {m, n}, kF8Tolerance));
+  }
+}
+
+TEST(F8Gemm, GivesARowTheSameBitsAloneAndInABatch) {
+  const int m = 37, n = 101, k = 96;
+  const Matrices matrices(m, n, k, DType::kF32);
+  const QuantizedRows x = QuantizeRows(matrices.x, m), w = QuantizeRows(matrices.w, n);
+  std::vector<float> alone;
+  for (int r = 0; r < m; ++r) {
+    const QuantizedRows row = {{x.elements.begin() + r * k, x.elements.begin() + (r + 1) * k},
+                               {x.scales[r]}};
+    const std::vector<float> y = MultiplyF8(row, w, n, k, {0, 1});
+    alone.insert(alone.end(), y.begin(), y.end());
+  }
+  EXPECT_TRUE(SameBits(alone, MultiplyF8(x, w, n, k, {0, m}), {m, n}));
+}
+
+TEST(GemmDeathTest, RefusesF8RowsWithWeightsThatAreNot) {
+  EXPECT_DEATH(cpu::Gemm({.m = 1, .n = 1, .k = 1, .dtype = DType::kF8E4M3}),
+               "x is f8_e4m3 and w f32, the CPU takes f32 rows, or both f8_e4m3");
 }
 
 }  // namespace

@@ -24,9 +24,19 @@ class CudaTest : public testing::Test {
   }
 };
 
+inline std::vector<uint8_t> ToE4M3(const std::vector<float>& values) {
+  std::vector<uint8_t> codes(values.size());
+  for (size_t i = 0; i < values.size(); ++i) codes[i] = FloatToE4M3(values[i]);
+  return codes;
+}
+
 // `values` as they are once rounded to `dtype`.
 inline std::vector<float> Rounded(std::vector<float> values, DType dtype) {
-  return dtype == DType::kBF16 ? RoundToBF16(std::move(values)) : values;
+  if (dtype == DType::kBF16) return RoundToBF16(std::move(values));
+  if (dtype == DType::kF8E4M3) {
+    for (float& v : values) v = E4M3ToFloat(FloatToE4M3(v));
+  }
+  return values;
 }
 
 // Device memory that holds a copy of the host's.
@@ -62,18 +72,25 @@ class DeviceBytes {
   size_t num_bytes_;
 };
 
+// f8_e4m3 elements are the values rounded to e4m3: a scale is the caller's.
 class DeviceTensor {
  public:
   DeviceTensor(const std::vector<float>& values, DType dtype)
       : dtype_(dtype),
-        bytes_(dtype == DType::kBF16 ? DeviceBytes(ToBF16(values)) : DeviceBytes(values)) {}
+        bytes_(dtype == DType::kBF16     ? DeviceBytes(ToBF16(values))
+               : dtype == DType::kF8E4M3 ? DeviceBytes(ToE4M3(values))
+                                         : DeviceBytes(values)) {}
 
   void* data() const { return bytes_.as<void>(); }
 
   std::vector<float> Floats() const {
     if (dtype_ == DType::kF32) return bytes_.Download<float>();
     std::vector<float> values;
-    for (uint16_t bits : bytes_.Download<uint16_t>()) values.push_back(BF16ToFloat(bits));
+    if (dtype_ == DType::kBF16) {
+      for (uint16_t bits : bytes_.Download<uint16_t>()) values.push_back(BF16ToFloat(bits));
+    } else {
+      for (uint8_t code : bytes_.Download<uint8_t>()) values.push_back(E4M3ToFloat(code));
+    }
     return values;
   }
 

@@ -1,190 +1,262 @@
 #include "kernels/elementwise.h"
 
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
 #include "tests/kernels_cuda/device_tensor.h"
+#include "tests/kernels_cuda/f8_rows.h"
 #include "tests/testing/compare.h"
 
 namespace bough {
 namespace {
-
-// Sums in another order, and expf instead of the CPU's polynomial.
-constexpr Tolerance kF32Tolerance = {.abs = 1e-6, .rel = 2e-6};
-// One rounding to bf16, whose neighbours lie 2^-8 apart.
-constexpr Tolerance kBF16Tolerance = {.abs = 1e-6, .rel = 1.0 / 256};
-
-Tolerance ToleranceOf(DType dtype) { return dtype == DType::kF32 ? kF32Tolerance : kBF16Tolerance; }
 
 class Elementwise : public CudaTest, public testing::WithParamInterface<DType> {};
 
 INSTANTIATE_TEST_SUITE_P(DTypes, Elementwise, testing::Values(DType::kF32, DType::kBF16),
                          [](const auto& info) { return Name(info.param); });
 
-TEST_P(Elementwise, EmbeddingCopiesRows) {
+TEST_P(Elementwise, EmbeddingCopiesRowsOfGivenAndSampledIds) {
   Random random(1);
-  const std::vector<int32_t> ids = {6, 0, 6, 3};
-  const DeviceBytes device_ids(ids);
-  for (DType table_dtype : {DType::kF32, DType::kBF16}) {
-    const auto table = Rounded(RandomFloats(random, 7 * 300), table_dtype);
-    const DeviceTensor device_table(table, table_dtype);
-    const DeviceTensor out(std::vector<float>(4 * 300, NAN), GetParam());
-    cuda::Embedding({.ids = device_ids.as<int32_t>(),
-                     .table = device_table.data(),
-                     .out = out.data(),
-                     .num_tokens = 4,
-                     .hidden_size = 300,
-                     .dtype = GetParam(),
-                     .table_dtype = table_dtype},
-                    nullptr);
-    std::vector<float> want(4 * 300);
-    cpu::Embedding({.ids = ids.data(),
-                    .table = table.data(),
-                    .out = want.data(),
-                    .num_tokens = 4,
-                    .hidden_size = 300});
-    EXPECT_TRUE(SameBits(out.Floats(), Rounded(want, GetParam()), {4, 300}));
+  const std::vector<int32_t> ids = {6, -2, 6, 3, -1}, sampled = {5, 0};
+  const DeviceBytes device_ids(ids), device_sampled(sampled);
+  for (int hidden : {8, 72, 4096}) {
+    for (DType table_dtype : {DType::kF32, DType::kBF16}) {
+      const auto table = Rounded(RandomFloats(random, 7 * hidden), table_dtype);
+      const DeviceTensor device_table(table, table_dtype);
+      const DeviceTensor out(std::vector<float>(5 * hidden, NAN), GetParam());
+      cuda::Embedding({.ids = device_ids.as<int32_t>(),
+                       .sampled = device_sampled.as<int32_t>(),
+                       .table = device_table.data(),
+                       .out = out.data(),
+                       .num_tokens = 5,
+                       .hidden_size = hidden,
+                       .dtype = GetParam(),
+                       .table_dtype = table_dtype},
+                      nullptr);
+      std::vector<float> want(5 * hidden);
+      cpu::Embedding({.ids = ids.data(),
+                      .sampled = sampled.data(),
+                      .table = table.data(),
+                      .out = want.data(),
+                      .num_tokens = 5,
+                      .hidden_size = hidden});
+      EXPECT_TRUE(SameBits(out.Floats(), Rounded(want, GetParam()), {5, hidden}));
+    }
   }
-}
-
-TEST_P(Elementwise, AddRmsNormAgreesWithTheCpu) {
-  Random random(2);
-  for (int size : {1, 31, 256, 257, 4096}) {
-    SCOPED_TRACE(size);
-    const auto x = Rounded(RandomFloats(random, 3 * size), GetParam());
-    auto residual = Rounded(RandomFloats(random, 3 * size), GetParam());
-    const auto weight = Rounded(RandomFloats(random, size), GetParam());
-    const DeviceTensor x_and_out(x, GetParam()), device_residual(residual, GetParam()),
-        device_weight(weight, GetParam());
-    cuda::AddRmsNorm({.x = x_and_out.data(),
-                      .residual = device_residual.data(),
-                      .weight = device_weight.data(),
-                      .out = x_and_out.data(),
-                      .num_tokens = 3,
-                      .hidden_size = size,
-                      .dtype = GetParam()},
-                     nullptr);
-    // The statistics are those of the residual as stored.
-    for (int i = 0; i < 3 * size; ++i) residual[i] += x[i];
-    residual = Rounded(residual, GetParam());
-    std::vector<float> want(3 * size);
-    cpu::AddRmsNorm({.residual = residual.data(),
-                     .weight = weight.data(),
-                     .out = want.data(),
-                     .num_tokens = 3,
-                     .hidden_size = size});
-    EXPECT_TRUE(SameBits(device_residual.Floats(), residual, {3, size}));
-    EXPECT_TRUE(Close(x_and_out.Floats(), want, {3, size}, ToleranceOf(GetParam())));
-  }
-}
-
-TEST_P(Elementwise, AddRmsNormWithoutXLeavesTheResidual) {
-  const auto residual = Rounded({1, -2, 3, -4}, GetParam());
-  const DeviceTensor device_residual(residual, GetParam()), weight({1, 1, 1, 1}, GetParam()),
-      out({0, 0, 0, 0}, GetParam());
-  cuda::AddRmsNorm({.residual = device_residual.data(),
-                    .weight = weight.data(),
-                    .out = out.data(),
-                    .num_tokens = 1,
-                    .hidden_size = 4,
-                    .dtype = GetParam()},
-                   nullptr);
-  const float rms = std::sqrt(7.5f);
-  EXPECT_TRUE(SameBits(device_residual.Floats(), residual, {4}));
-  EXPECT_TRUE(Close(out.Floats(), std::vector<float>{1 / rms, -2 / rms, 3 / rms, -4 / rms}, {4},
-                    {.abs = 1e-4, .rel = 1.0 / 256}));
 }
 
 // Cosines of equal angles, and one rounding after the rotation of numbers below 1.
 constexpr Tolerance kRopeF32Tolerance = {.abs = 1e-6, .rel = 1e-6};
 constexpr Tolerance kRopeBF16Tolerance = {.abs = 1.0 / 256, .rel = 1.0 / 256};
+// e4m3 of numbers below 1 / 0.05 = 20, whose neighbours lie up to 2 apart.
+constexpr Tolerance kRopeF8Tolerance = {.abs = 0.02, .rel = 1.0 / 8};
 
-TEST_P(Elementwise, RopeAppendAgreesWithTheCpuNearAndFar) {
-  constexpr int kHeads = 4, kKvHeads = 2, kHeadDim = 128, kBlock = 64, kTokens = 5;
-  constexpr int kRow = (kHeads + 2 * kKvHeads) * kHeadDim;
-  constexpr int kCache = 3 * kKvHeads * kBlock * kHeadDim;
+struct RopeShape {
+  int num_tokens, num_heads, num_kv_heads, head_dim;
+};
+
+// head_dim 72 takes the path without vectors; 1025 tokens are more than the grid has blocks.
+const RopeShape kRopeShapes[] = {{0, 4, 2, 128}, {1, 32, 8, 128},  {2, 2, 1, 72},
+                                 {33, 4, 4, 64}, {1025, 4, 2, 32}, {5, 40, 40, 128}};
+
+void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype) {
+  constexpr int kBlock = 16;
+  const auto [num_tokens, num_heads, num_kv_heads, head_dim] = shape;
+  const int row = (num_heads + 2 * num_kv_heads) * head_dim;
+  const int num_blocks = num_tokens / kBlock + 2,
+            cache = num_blocks * num_kv_heads * kBlock * head_dim;
   Random random(3);
-  const auto input = Rounded(RandomFloats(random, kTokens * kRow), GetParam());
-  const std::vector<int32_t> positions = {0, 1, 63, 4095, 32767}, slots = {0, 191, 64, -1, 100};
-  const DeviceBytes device_positions(positions), device_slots(slots);
-  for (DType kv_dtype : {DType::kF32, DType::kBF16}) {
-    // 7 stands where nothing is stored.
-    std::vector<float> want = input, want_k(kCache, 7), want_v(kCache, 7);
-    const DeviceTensor qkv(input, GetParam()), k(want_k, kv_dtype), v(want_v, kv_dtype);
-    RopeAppendParams p = {.qkv = qkv.data(),
-                          .positions = device_positions.as<int32_t>(),
-                          .slot_mapping = device_slots.as<int32_t>(),
-                          .k_cache = k.data(),
-                          .v_cache = v.data(),
-                          .num_tokens = kTokens,
-                          .num_heads = kHeads,
-                          .num_kv_heads = kKvHeads,
-                          .head_dim = kHeadDim,
-                          .block_size = kBlock,
-                          .dtype = GetParam(),
-                          .kv_dtype = kv_dtype};
-    cuda::RopeAppend(p, nullptr);
-    p.qkv = want.data();
-    p.positions = positions.data();
-    p.slot_mapping = slots.data();
-    p.k_cache = want_k.data();
-    p.v_cache = want_v.data();
-    p.dtype = p.kv_dtype = DType::kF32;
-    cpu::RopeAppend(p);
-    const bool exact = GetParam() == DType::kF32 && kv_dtype == DType::kF32;
-    const Tolerance tolerance = exact ? kRopeF32Tolerance : kRopeBF16Tolerance;
-    EXPECT_TRUE(Close(qkv.Floats(), want, {kTokens, kRow}, tolerance));
-    EXPECT_TRUE(Close(k.Floats(), want_k, {3, kKvHeads, kBlock, kHeadDim}, tolerance));
-    EXPECT_TRUE(Close(v.Floats(), want_v, {3, kKvHeads, kBlock, kHeadDim}, tolerance));
+  const auto input = Rounded(RandomFloats(random, num_tokens * row), dtype);
+  std::vector<int32_t> positions, slots;  // slots backwards, every fifth token is not stored
+  for (int t = 0; t < num_tokens; ++t) {
+    positions.push_back(t < 2 ? t * 32767 : RandomInt(random, 0, 32767));
+    slots.push_back(t % 5 == 4 ? -1 : num_blocks * kBlock - 1 - t);
+  }
+  std::vector<float> k_scale, v_scale;
+  for (int h = 0; h < num_kv_heads; ++h) k_scale.push_back(0.05f + h), v_scale.push_back(0.07f);
+  // 7 stands where nothing is stored.
+  std::vector<float> want = input, want_k(cache, 7), want_v(cache, 7);
+  const DeviceBytes device_positions(positions), device_slots(slots), device_k_scale(k_scale),
+      device_v_scale(v_scale);
+  const DeviceTensor qkv(input, dtype), k(want_k, kv_dtype), v(want_v, kv_dtype);
+  const bool scaled = kv_dtype == DType::kF8E4M3;
+  RopeAppendParams p = {.qkv = qkv.data(),
+                        .positions = device_positions.as<int32_t>(),
+                        .slot_mapping = device_slots.as<int32_t>(),
+                        .k_cache = k.data(),
+                        .v_cache = v.data(),
+                        .k_scale = scaled ? device_k_scale.as<float>() : nullptr,
+                        .v_scale = scaled ? device_v_scale.as<float>() : nullptr,
+                        .num_tokens = num_tokens,
+                        .num_heads = num_heads,
+                        .num_kv_heads = num_kv_heads,
+                        .head_dim = head_dim,
+                        .block_size = kBlock,
+                        .dtype = dtype,
+                        .kv_dtype = kv_dtype};
+  cuda::RopeAppend(p, nullptr);
+  p.qkv = want.data();
+  p.positions = positions.data();
+  p.slot_mapping = slots.data();
+  p.k_cache = want_k.data();
+  p.v_cache = want_v.data();
+  p.k_scale = scaled ? k_scale.data() : nullptr;
+  p.v_scale = scaled ? v_scale.data() : nullptr;
+  p.dtype = p.kv_dtype = DType::kF32;
+  cpu::RopeAppend(p);
+  const bool exact = dtype == DType::kF32 && kv_dtype == DType::kF32;
+  const Tolerance tolerance = dtype == DType::kF32 ? kRopeF32Tolerance : kRopeBF16Tolerance;
+  const Tolerance kv_tolerance = scaled  ? kRopeF8Tolerance
+                                 : exact ? kRopeF32Tolerance
+                                         : kRopeBF16Tolerance;
+  EXPECT_TRUE(Close(qkv.Floats(), want, {num_tokens, row}, tolerance));
+  const std::vector<int> cache_shape = {num_blocks, num_kv_heads, kBlock, head_dim};
+  EXPECT_TRUE(Close(k.Floats(), want_k, cache_shape, kv_tolerance));
+  EXPECT_TRUE(Close(v.Floats(), want_v, cache_shape, kv_tolerance));
+}
+
+TEST_P(Elementwise, RopeAppendAgreesWithTheCpuForEachShapeAndCache) {
+  for (const RopeShape& shape : kRopeShapes) {
+    for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+      SCOPED_TRACE(testing::Message() << shape.num_tokens << " tokens, head_dim " << shape.head_dim
+                                      << ", cache " << Name(kv_dtype));
+      ExpectRopeAgrees(shape, GetParam(), kv_dtype);
+    }
   }
 }
 
-TEST_P(Elementwise, SiluMulAgreesWithTheCpu) {
-  Random random(4);
-  for (int size : {1, 255, 1000}) {
-    auto gate_up = Rounded(RandomFloats(random, 3 * 2 * size, 10), GetParam());
-    gate_up[0] = -200;  // exp overflows: the answer is -0, not NaN
-    const DeviceTensor in(gate_up, GetParam()), out(std::vector<float>(3 * size), GetParam());
-    SiluMulParams p = {.gate_up = in.data(),
-                       .out = out.data(),
-                       .num_tokens = 3,
-                       .size = size,
-                       .dtype = GetParam()};
-    cuda::SiluMul(p, nullptr);
-    std::vector<float> want(3 * size);
-    p = {.gate_up = gate_up.data(), .out = want.data(), .num_tokens = 3, .size = size};
-    cpu::SiluMul(p);
-    EXPECT_TRUE(Close(out.Floats(), want, {3, size}, ToleranceOf(GetParam())));
+// Approximate exponential and quotient against the CPU's polynomial.
+constexpr Tolerance kSiluF32Tolerance = {.abs = 1e-6, .rel = 4e-6};
+// One rounding to bf16, whose neighbours lie 2^-8 apart.
+constexpr Tolerance kSiluBF16Tolerance = {.abs = 1e-6, .rel = 1.0 / 256};
+
+// All rows are 7 before; those past num_rows still are afterwards.
+void ExpectSiluAgrees(int num_tokens, int size, int num_rows, DType dtype) {
+  Random random(size);
+  auto gate_up = Rounded(RandomFloats(random, int64_t{num_tokens} * 2 * size, 10), dtype);
+  if (num_tokens > 0) gate_up[0] = -200;  // exp overflows: the answer is -0, not NaN
+  const std::vector<int32_t> count = {num_rows};
+  const DeviceBytes device_count(count);
+  const DeviceTensor in(gate_up, dtype);
+  const DeviceTensor out(std::vector<float>(int64_t{num_tokens} * size, 7), dtype);
+  const DeviceF8Rows f8_out(num_tokens, size);
+  SiluMulParams p = {.gate_up = in.data(),
+                     .out = out.data(),
+                     .num_rows = device_count.as<int32_t>(),
+                     .num_tokens = num_tokens,
+                     .size = size,
+                     .dtype = dtype,
+                     .out_dtype = dtype};
+  cuda::SiluMul(p, nullptr);
+  p.out = f8_out.elements();
+  p.out_scale = f8_out.scales();
+  p.out_dtype = DType::kF8E4M3;
+  cuda::SiluMul(p, nullptr);
+
+  std::vector<float> want(int64_t{num_tokens} * size, 7), scales(num_tokens, -7);
+  std::vector<uint8_t> elements(want.size(), 0x55);
+  p = {.gate_up = gate_up.data(),
+       .out = want.data(),
+       .num_rows = count.data(),
+       .num_tokens = num_tokens,
+       .size = size};
+  cpu::SiluMul(p);
+  p.out = elements.data();
+  p.out_scale = scales.data();
+  p.out_dtype = DType::kF8E4M3;
+  cpu::SiluMul(p);
+  EXPECT_TRUE(Close(out.Floats(), want, {num_tokens, size},
+                    dtype == DType::kF32 ? kSiluF32Tolerance : kSiluBF16Tolerance));
+  EXPECT_TRUE(CloseF8Rows(f8_out, elements, scales));
+}
+
+// A vector a thread, up to eight; TP shards of Mixtral's 14336; a last vector alone in its warp.
+TEST_P(Elementwise, SiluMulAgreesWithTheCpuForEachShape) {
+  for (const auto& [num_tokens, size, num_rows] : {std::tuple{0, 8, 0},
+                                                   {1, 8, 1},
+                                                   {2, 3584, 2},
+                                                   {33, 264, 17},
+                                                   {3, 14336, 2},
+                                                   {2, 7176, 2},
+                                                   {2, 28672, 1},
+                                                   {1025, 64, 1000}}) {
+    SCOPED_TRACE(testing::Message() << num_rows << " of " << num_tokens << " x " << size);
+    ExpectSiluAgrees(num_tokens, size, num_rows, GetParam());
+  }
+}
+
+// The same row in, the same bits out: nothing is rounded before.
+TEST_P(Elementwise, QuantizeGivesTheCpusBits) {
+  Random random(5);
+  for (const auto& [num_rows, size] : {std::pair{0, 8},
+                                       {1, 8},
+                                       {2, 4096},
+                                       {33, 264},
+                                       {3, 14336},
+                                       {2, 28672},
+                                       {2, 32768},
+                                       {1025, 64}}) {
+    SCOPED_TRACE(testing::Message() << num_rows << " x " << size);
+    auto x = Rounded(RandomFloats(random, int64_t{num_rows} * size, 3), GetParam());
+    if (num_rows > 1) std::fill(x.begin(), x.begin() + size, -0.0f);
+    if (num_rows > 2) x[2 * size + 5] = NAN, x[2 * size] = 1e-30f;
+    const DeviceTensor device_x(x, GetParam());
+    const DeviceF8Rows got(num_rows, size);
+    QuantizeParams p = {.x = device_x.data(),
+                        .out = got.elements(),
+                        .scale = got.scales(),
+                        .num_rows = num_rows,
+                        .size = size,
+                        .dtype = GetParam()};
+    cuda::Quantize(p, nullptr);
+    x = Rounded(x, GetParam());
+    std::vector<uint8_t> elements(x.size());
+    std::vector<float> scales(num_rows);
+    cpu::Quantize({.x = x.data(),
+                   .out = elements.data(),
+                   .scale = scales.data(),
+                   .num_rows = num_rows,
+                   .size = size});
+    EXPECT_TRUE(got.Elements() == elements);
+    EXPECT_TRUE(SameBits(got.Scales(), scales, {num_rows}));
   }
 }
 
 class CopyBlocks : public CudaTest {};
 
 TEST_F(CopyBlocks, CopiesWholeBlocksOfAnySize) {
-  for (int64_t block_bytes : {48, 30, 16384}) {
+  for (int64_t block_bytes : {48, 30, 16384, 100000}) {
     std::vector<char> k(5 * block_bytes), v(5 * block_bytes);
     for (size_t i = 0; i < k.size(); ++i) k[i] = i % 101, v[i] = i % 103;
     const DeviceBytes device_k(k), device_v(v);
     const std::vector<int32_t> src = {4, 4, 1}, dst = {0, 3, 2};
     const DeviceBytes device_src(src), device_dst(dst);
-    cuda::CopyBlocks({.k_cache = device_k.as<void>(),
-                      .v_cache = device_v.as<void>(),
-                      .src = device_src.as<int32_t>(),
-                      .dst = device_dst.as<int32_t>(),
-                      .num_copies = 3,
-                      .block_bytes = block_bytes},
-                     nullptr);
-    cpu::CopyBlocks({.k_cache = k.data(),
-                     .v_cache = v.data(),
-                     .src = src.data(),
-                     .dst = dst.data(),
-                     .num_copies = 3,
-                     .block_bytes = block_bytes});
+    CopyBlocksParams p = {.k_cache = device_k.as<void>(),
+                          .v_cache = device_v.as<void>(),
+                          .src = device_src.as<int32_t>(),
+                          .dst = device_dst.as<int32_t>(),
+                          .num_copies = 3,
+                          .block_bytes = block_bytes};
+    cuda::CopyBlocks(p, nullptr);
+    p.k_cache = k.data();
+    p.v_cache = v.data();
+    p.src = src.data();
+    p.dst = dst.data();
+    cpu::CopyBlocks(p);
     EXPECT_EQ(device_k.Download<char>(), k);
     EXPECT_EQ(device_v.Download<char>(), v);
   }
 }
 
 TEST(ElementwiseDeathTest, RefusesADTypeByName) {
-  EXPECT_DEATH(cuda::SiluMul({.num_tokens = 1, .dtype = DType::kF8E4M3}, nullptr),
+  EXPECT_DEATH(cuda::SiluMul({.num_tokens = 1, .size = 8, .dtype = DType::kF8E4M3}, nullptr),
                "gate_up is f8_e4m3, CUDA takes f32 or bf16");
+}
+
+TEST(ElementwiseDeathTest, RefusesRowsThatAreNotWholeVectors) {
+  EXPECT_DEATH(cuda::SiluMul({.num_tokens = 1, .size = 12}, nullptr),
+               "rows have a multiple of 8 elements");
 }
 
 }  // namespace

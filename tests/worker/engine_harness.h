@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -55,6 +56,27 @@ struct Answer {
   Finish finish = Finish::kNone;
 };
 
+// The prompt's tokens and how often the answer used each, as penalties see them.
+class ExpectedSeen {
+ public:
+  explicit ExpectedSeen(const Request& r)
+      : enabled_(r.sampling.repetition_penalty != 1 || r.sampling.presence_penalty != 0 ||
+                 r.sampling.frequency_penalty != 0) {
+    for (int32_t token : r.prompt_ids) count_[token] = 0;
+  }
+  void Add(int32_t token) { ++count_[token]; }
+  uint64_t Hash() const {
+    if (!enabled_) return 0;
+    std::vector<int32_t> ids, counts;
+    for (const auto& [token, count] : count_) ids.push_back(token), counts.push_back(count);
+    return SeenHash(ids, counts);
+  }
+
+ private:
+  const bool enabled_;
+  std::map<int32_t, int32_t> count_;
+};
+
 // What an undisturbed run of one choice gives, by definition.
 inline Answer ExpectedAnswer(const Request& r, const ChoiceStart& choice,
                              const ModelLimits& limits) {
@@ -62,16 +84,19 @@ inline Answer ExpectedAnswer(const Request& r, const ChoiceStart& choice,
   Answer answer{choice.emitted, Finish::kNone};
   std::vector<int32_t> history = r.prompt_ids;
   history.insert(history.end(), choice.emitted.begin(), choice.emitted.end());
+  ExpectedSeen seen(r);
+  for (int32_t token : answer.tokens) seen.Add(token);
   std::vector<int32_t> stops = p.stop_token_ids;
   if (!p.ignore_eos) stops.push_back(limits.eos_token_id);
   while (answer.finish == Finish::kNone) {
     const auto position = static_cast<int32_t>(answer.tokens.size());
     const bool may_stop = position >= p.min_tokens;
     const int32_t token =
-        NextToken(history, p.seed, choice.index, position,
+        NextToken(history, p.seed, choice.index, position, seen.Hash(),
                   may_stop ? std::span<const int32_t>() : std::span<const int32_t>(stops));
     answer.tokens.push_back(token);
     history.push_back(token);
+    seen.Add(token);
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
       const bool is_eos = !p.ignore_eos && token == limits.eos_token_id;
       answer.finish = is_eos ? Finish::kEos : Finish::kStopToken;
@@ -84,11 +109,12 @@ inline Answer ExpectedAnswer(const Request& r, const ChoiceStart& choice,
 
 class Harness {
  public:
-  explicit Harness(EngineConfig config)
+  explicit Harness(EngineConfig config, int max_in_flight = 1)
       : config_(std::move(config)),
-        model(config_.num_blocks, config_.max_num_seqs, config_.max_num_batched_tokens) {
+        model(config_.num_blocks, config_.max_num_seqs, config_.max_num_batched_tokens,
+              max_in_flight) {
     config_.clock = [this] { return now; };
-    model.on_step = [this](const Batch&) { now += absl::Milliseconds(10); };
+    model.on_wait = [this] { now += absl::Milliseconds(10); };
     engine = std::make_unique<Engine>(config_, &model);
   }
 
@@ -128,6 +154,7 @@ class Harness {
   // Steps until idle.
   void Drain() {
     for (int i = 0; Step().has_value(); ++i) ASSERT_LT(i, 100000) << "no end";
+    EXPECT_EQ(model.num_in_flight(), 0);
     const LoadReport load = engine->Load();
     EXPECT_EQ(load.used_blocks, 0);
     EXPECT_EQ(load.free_blocks + load.cached_blocks, load.total_blocks);

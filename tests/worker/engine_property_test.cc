@@ -1,5 +1,5 @@
 // Random traces in tiny pools: whatever is preempted, evicted, forked, cancelled or resumed, every
-// token is the one of an undisturbed run.
+// token is the one of an undisturbed run, with one step in flight or with two.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -11,12 +11,15 @@ namespace {
 
 struct Totals {
   int64_t preemptions = 0, copies = 0, shared_rows = 0, cached_tokens = 0, removed = 0;
+  int64_t resolved = 0, superfluous = 0;
   int expired = 0, cancelled = 0, finished = 0;
 };
 
 class Trace {
  public:
-  explicit Trace(uint32_t seed) : rng_(seed), harness_(RandomConfig()) {}
+  Trace(uint32_t seed, int max_in_flight) : rng_(seed), harness_(RandomConfig(), max_in_flight) {
+    harness_.model.on_step = [this](const Batch& b) { num_sampled_ += b.samples.size(); };
+  }
 
   void Run(Totals* totals) {
     const int num_requests = Pick(3, 14);
@@ -33,6 +36,11 @@ class Trace {
     totals->preemptions += harness_.engine->Load().preemptions;
     totals->copies += harness_.model.num_copies;
     totals->shared_rows += harness_.model.num_shared_rows;
+    totals->resolved += harness_.model.num_resolved;
+    totals->superfluous += num_sampled_;
+    for (const auto& [choice, answer] : harness_.answers) {
+      totals->superfluous -= static_cast<int64_t>(answer.tokens.size());
+    }
   }
 
  private:
@@ -55,6 +63,7 @@ class Trace {
     r.sampling.min_tokens = Pick(0, 1) == 0 ? 0 : Pick(0, max_tokens);
     if (Pick(0, 3) == 0) r.sampling.stop_token_ids = {5, 50};
     if (Pick(0, 3) == 0) r.sampling.frequency_penalty = 1;
+    if (Pick(0, 7) == 0) r.sampling.repetition_penalty = 1.5f;
     if (Pick(0, 3) == 0) r.cache_salt = "other tenant";
     r.priority = Pick(-1, 1);
     if (Pick(0, 6) == 0) r.deadline = harness_.now + absl::Milliseconds(Pick(0, 600));
@@ -120,13 +129,17 @@ class Trace {
   Harness harness_;
   std::vector<Request> requests_;
   std::set<std::pair<uint64_t, int32_t>> cancelled_;
+  int64_t num_sampled_ = 0;
 };
 
-TEST(EngineProperty, EveryTokenIsThatOfAnUndisturbedRun) {
+class EngineProperty : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, EngineProperty, ::testing::Values(1, 2));
+
+TEST_P(EngineProperty, EveryTokenIsThatOfAnUndisturbedRun) {
   Totals totals;
-  for (uint32_t seed = 0; seed < 2000 && !HasFailure(); ++seed) {
+  for (uint32_t seed = 0; seed < 2000 && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE(seed);
-    Trace(seed).Run(&totals);
+    Trace(seed, GetParam()).Run(&totals);
   }
   // The traces went where it is hard.
   EXPECT_GT(totals.preemptions, 500);
@@ -137,6 +150,13 @@ TEST(EngineProperty, EveryTokenIsThatOfAnUndisturbedRun) {
   EXPECT_GT(totals.expired, 100);
   EXPECT_GT(totals.cancelled, 100);
   EXPECT_GT(totals.finished, 1000);
+  if (GetParam() == 1) {
+    EXPECT_EQ(totals.resolved, 0);
+    EXPECT_EQ(totals.superfluous, 0);  // every sampled token is handed out
+  } else {
+    EXPECT_GT(totals.resolved, 100000);
+    EXPECT_GT(totals.superfluous, 1000);
+  }
 }
 
 }  // namespace

@@ -363,7 +363,7 @@ TEST_F(EngineTest, StepEventsCountTheStepsWork) {
 }
 
 TEST_F(EngineTest, TakesRequestsFromOtherThreadsWhileItSteps) {
-  h.model.on_step = nullptr;  // the clock, which Submit reads, stands still
+  h.model.on_wait = nullptr;  // the clock, which Submit reads, stands still
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([this, t] {

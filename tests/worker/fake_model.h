@@ -1,15 +1,21 @@
 // A model whose KV cache can be read back: each slot keeps the token that was written to it, and
 // the next token is a hash of the whole history as found through the row's own block table. A wrong
-// block, copy, position or shared prefix therefore gives a wrong token. It also checks what every
-// batch promises.
+// block, copy, position or shared prefix therefore gives a wrong token. A slot also keeps, as real
+// KV does, what stood before it: whoever reads a slot that another context or nobody wrote, dies.
+// It also checks what every batch promises.
+//
+// Steps run in the order of their launch; a token in flight is resolved from the step before, and
+// what a step sampled is told at its Wait only.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -26,10 +32,18 @@ inline uint64_t Mix(uint64_t h, uint64_t x) {
   return h ^ (h >> 29);
 }
 
+// What the penalties see, as one number: tokens of prompt and answer with their counts in the
+// answer, in any order. 0 without penalties.
+inline uint64_t SeenHash(std::span<const int32_t> ids, std::span<const int32_t> counts) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < ids.size(); ++i) sum += Mix(Mix(3, ids[i]), counts[i]);
+  return sum;
+}
+
 // The token after `history`, drawn for a choice; the first that is not banned.
 inline int32_t NextToken(std::span<const int32_t> history, uint64_t seed, int32_t choice,
-                         int32_t position, std::span<const int32_t> banned) {
-  uint64_t h = Mix(Mix(Mix(1, seed), choice), position);
+                         int32_t position, uint64_t seen, std::span<const int32_t> banned) {
+  uint64_t h = Mix(Mix(Mix(Mix(1, seed), choice), position), seen);
   for (int32_t token : history) h = Mix(h, token);
   int32_t token = static_cast<int32_t>(h % kVocabSize);
   while (std::find(banned.begin(), banned.end(), token) != banned.end()) {
@@ -40,27 +54,48 @@ inline int32_t NextToken(std::span<const int32_t> history, uint64_t seed, int32_
 
 class FakeModel : public StepExecutor {
  public:
-  FakeModel(int num_blocks, int max_rows, int max_tokens)
-      : max_rows_(max_rows), max_tokens_(max_tokens), kv_(num_blocks * kBlockSize, kUnwritten) {}
+  FakeModel(int num_blocks, int max_rows, int max_tokens, int max_in_flight = 1)
+      : max_rows_(max_rows),
+        max_tokens_(max_tokens),
+        max_in_flight_(max_in_flight),
+        kv_(num_blocks * kBlockSize) {}
+  ~FakeModel() override { CHECK(results_.empty()) << "a step was not waited for"; }
 
-  StepResult Execute(const Batch& batch) override {
+  void Launch(const Batch& batch) override {
+    CHECK_LT(results_.size(), static_cast<size_t>(max_in_flight_));
+    if (on_step) on_step(batch);
     CheckShape(batch);
     CheckForest(batch);
     CopyBlocks(batch);
     WriteTokens(batch);
     ++num_steps;
     max_rows_seen = std::max(max_rows_seen, batch.num_seqs());
-    if (on_step) on_step(batch);
-    return Sample(batch);
+    results_.push_back(Sample(batch));
+    sampled_ = results_.back().tokens;
   }
 
-  std::function<void(const Batch&)> on_step;
+  StepResult Wait() override {
+    CHECK(!results_.empty());
+    if (on_wait) on_wait();
+    StepResult result = std::move(results_.front());
+    results_.pop_front();
+    return result;
+  }
+
+  int max_steps_in_flight() const override { return max_in_flight_; }
+  int num_in_flight() const { return static_cast<int>(results_.size()); }
+
+  std::function<void(const Batch&)> on_step;  // at Launch
+  std::function<void()> on_wait;
   int num_steps = 0;
   int max_rows_seen = 0;
-  int64_t num_copies = 0, num_shared_rows = 0, num_computed = 0;
+  int64_t num_copies = 0, num_shared_rows = 0, num_computed = 0, num_resolved = 0;
 
  private:
-  static constexpr int32_t kUnwritten = -7;
+  struct Slot {
+    int32_t token = -7;    // unwritten
+    uint64_t context = 0;  // hash of the tokens up to here
+  };
 
   std::span<const int32_t> Table(const Batch& b, int row) const {
     return std::span(b.block_tables).subspan(row * b.max_blocks, b.max_blocks);
@@ -138,16 +173,49 @@ class FakeModel : public StepExecutor {
     }
   }
 
+  // As kernels/elementwise.h, Embedding. Each token in flight has one row that goes on from it.
+  std::vector<int32_t> Resolve(const Batch& b) {
+    std::vector<int32_t> tokens = b.tokens;
+    std::set<int32_t> used;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] >= 0) continue;
+      const int32_t row = -1 - tokens[i];
+      CHECK(!results_.empty()) << "step " << b.step << ": nothing is in flight";
+      CHECK_LT(static_cast<size_t>(row), sampled_.size());
+      CHECK_LT(i, static_cast<size_t>(b.num_decode));
+      CHECK(used.insert(row).second) << "row " << row << " of the step before goes on twice";
+      tokens[i] = sampled_[row];
+      ++num_resolved;
+    }
+    return tokens;
+  }
+
   void WriteTokens(const Batch& b) {
-    for (int i = 0; i < b.num_tokens(); ++i) kv_[b.slot_mapping[i]] = b.tokens[i];
+    const std::vector<int32_t> tokens = Resolve(b);
+    for (int row = 0; row < b.num_seqs(); ++row) {
+      const int begin = b.cu_seqlens_q[row], end = b.cu_seqlens_q[row + 1];
+      uint64_t context = b.positions[begin] == 0 ? 0 : At(b, row, b.positions[begin] - 1).context;
+      for (int i = begin; i < end; ++i) {
+        context = Mix(context, tokens[i]);
+        kv_[b.slot_mapping[i]] = {tokens[i], context};
+      }
+    }
     num_computed += b.num_tokens();
+  }
+
+  const Slot& At(const Batch& b, int row, int pos) const {
+    return kv_[Table(b, row)[pos / kBlockSize] * kBlockSize + pos % kBlockSize];
   }
 
   std::vector<int32_t> History(const Batch& b, int row) const {
     std::vector<int32_t> history(b.seqlens_kv[row]);
-    const auto table = Table(b, row);
+    uint64_t context = 0;
     for (int pos = 0; pos < b.seqlens_kv[row]; ++pos) {
-      history[pos] = kv_[table[pos / kBlockSize] * kBlockSize + pos % kBlockSize];
+      const Slot& slot = At(b, row, pos);
+      context = Mix(context, slot.token);
+      CHECK(slot.token >= 0 && slot.context == context)
+          << "step " << b.step << " row " << row << " reads what it did not write at " << pos;
+      history[pos] = slot.token;
     }
     return history;
   }
@@ -166,7 +234,10 @@ class FakeModel : public StepExecutor {
       }
       const auto banned =
           std::span(b.banned_ids).subspan(s.banned_begin, s.banned_end - s.banned_begin);
-      result.tokens.push_back(NextToken(it->second, s.seed, s.choice, s.position, banned));
+      const int num_seen = s.seen_end - s.seen_begin;
+      const uint64_t seen = SeenHash(std::span(b.seen_ids).subspan(s.seen_begin, num_seen),
+                                     std::span(b.seen_counts).subspan(s.seen_begin, num_seen));
+      result.tokens.push_back(NextToken(it->second, s.seed, s.choice, s.position, seen, banned));
       result.logprobs.push_back(-0.5f);
       for (int k = 0; k < b.max_top; ++k) {
         result.top_ids.push_back(k < s.num_logprobs ? k : -1);
@@ -176,8 +247,10 @@ class FakeModel : public StepExecutor {
     return result;
   }
 
-  const int max_rows_, max_tokens_;
-  std::vector<int32_t> kv_;
+  const int max_rows_, max_tokens_, max_in_flight_;
+  std::vector<Slot> kv_;
+  std::deque<StepResult> results_;  // of steps in flight
+  std::vector<int32_t> sampled_;    // by the last step
 };
 
 }  // namespace bough::testing

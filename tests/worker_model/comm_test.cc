@@ -26,7 +26,7 @@ std::vector<float> Values(int rank, int64_t count) {
 std::vector<float> AllReduced(int64_t count) {
   const auto comm = MakeCpuCommunicator(Group());
   std::vector<float> values = Values(Group()->rank(), count);
-  comm->AllReduceSum(values.data(), count);
+  comm->AllReduceSum(values.data(), count, DType::kF32);
   return values;
 }
 

@@ -32,16 +32,19 @@ class OneRank {
     const Shard shard = *MakeShard(config_, 1, 1, 0);
     auto source = Checkpoint::Open(model_dir);
     CHECK_OK(source.status());
-    auto weights = LoadWeights(config_, shard, **source, [](int64_t, int64_t) {});
+    auto weights = LoadWeights(config_, shard, **source, false, device_.get(),
+                               [](int64_t, int64_t) {});
     CHECK_OK(weights.status());
     weights_ = *std::move(weights);
-    cache_ = *KvCache::Allocate(config_, shard, num_blocks);
-    decoder_.emplace(config_, shard, DecoderLimits{kMaxTokens, kMaxTokens}, bifurcated, &weights_,
-                     &cache_, comm_.get());
+    cache_ = *KvCache::Allocate(config_, shard, DType::kF32, num_blocks, device_.get());
+    decoder_.emplace(config_, shard, DecoderLimits{kMaxTokens, kMaxTokens}, bifurcated,
+                     device_.get(), &weights_, &cache_, comm_.get());
   }
 
   const ModelConfig& config() const { return config_; }
-  const float* Forward(const Batch& batch) { return decoder_->Forward(batch); }
+  const float* Forward(const Batch& batch) {
+    return decoder_->Forward(BatchMemory(device_.get()).Upload(batch), nullptr);
+  }
 
   // Argmax of each row of logits.
   StepResult Greedy(const Batch& batch) {
@@ -55,6 +58,7 @@ class OneRank {
   }
 
  private:
+  const std::unique_ptr<Device> device_ = MakeCpuDevice();
   std::unique_ptr<MpiGroup> group_;
   std::unique_ptr<Communicator> comm_;
   ModelConfig config_;

@@ -43,6 +43,12 @@ class HandBatches {
   int shared_tokens_ = 0;
 };
 
+// One step with nothing else in flight.
+inline StepResult Execute(StepExecutor& executor, const Batch& batch) {
+  executor.Launch(batch);
+  return executor.Wait();
+}
+
 // Greedy continuations of all sequences, `num_tokens` each, decoded together after their prefills.
 std::vector<TokenIds> GreedyTokens(HandBatches* sequences, int num_tokens, int max_chunk,
                                    const std::function<StepResult(const Batch&)>& execute);

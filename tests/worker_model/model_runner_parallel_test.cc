@@ -89,7 +89,7 @@ TEST_P(ModelRunnerLayout, GivesTheGreedyTokensOfTransformers) {
   HandBatches sequences(prompts, 512);
   ASSERT_LE(sequences.num_blocks(), runner->num_blocks());
   EXPECT_EQ(GreedyTokens(&sequences, static_cast<int>(answers[0].size()), 512,
-                         [&](const Batch& batch) { return runner->Execute(batch); }),
+                         [&](const Batch& batch) { return Execute(*runner, batch); }),
             answers);
   runner->Shutdown();
 }

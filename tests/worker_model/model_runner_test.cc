@@ -66,7 +66,7 @@ TEST_F(ModelRunnerTest, RefusesOptionsThatDoNotFitByTheirFlag) {
   EXPECT_EQ(LoadError(), "--load-format must be auto or dummy, is gguf");
   options_ = good;
   options_.kv_cache_memory_bytes = 1000;
-  EXPECT_THAT(LoadError(), HasSubstr("--kv-cache-memory-bytes = 1000 holds no block"));
+  EXPECT_THAT(LoadError(), HasSubstr("memory, 1000 bytes, holds no block"));
   options_ = good;
   options_.max_num_seqs = 0;
   EXPECT_EQ(LoadError(), "--max-num-seqs must be at least 1, is 0");
@@ -109,7 +109,7 @@ TEST_F(ModelRunnerTest, RunsDummyWeightsWithinRange) {
   HandBatches sequence({{1, 2, 3, 4, 5}}, 64);
   Batch batch = sequence.Prefill(0, 64);
   batch.samples[0].num_logprobs = 0;
-  const StepResult result = (*runner)->Execute(batch);
+  const StepResult result = Execute(**runner, batch);
   // Log-softmax of 259 logits of order 1.
   EXPECT_GT(result.logprobs[0], -8);
   EXPECT_LT(result.logprobs[0], 0);
@@ -125,7 +125,7 @@ TEST_F(ModelRunnerTest, SamplesSeveralRowsFromOneRowOfLogits) {
   batch.samples[2].banned_begin = 0;
   batch.samples[2].banned_end = 1;
   batch.banned_ids = {golden.greedy[0]};
-  const StepResult result = (*runner)->Execute(batch);
+  const StepResult result = Execute(**runner, batch);
   ASSERT_EQ(result.tokens.size(), 3u);
   EXPECT_EQ(result.tokens[0], golden.greedy[0]);
   EXPECT_EQ(result.tokens[1], golden.greedy[0]);

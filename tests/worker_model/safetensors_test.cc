@@ -134,8 +134,15 @@ TEST(Safetensors, RefusesAShapeWhoseProductOverflows) {
 
 TEST(Safetensors, RefusesADtypeThatIsNotServedByName) {
   auto header = SafetensorsHeader(TwoTensors());
-  header["b"]["dtype"] = "F8_E4M3";
-  EXPECT_THAT(ErrorOfHeader(header), HasSubstr("tensor 'b': dtype F8_E4M3 is not served"));
+  header["b"]["dtype"] = "F8_E5M2";
+  EXPECT_THAT(ErrorOfHeader(header), HasSubstr("tensor 'b': dtype F8_E5M2 is not served"));
+}
+
+TEST(Safetensors, ReadsFp8AsOneByteAnElement) {
+  const auto tensors = Parse(SafetensorsBytes({{"w", {"F8_E4M3", {2, 3}, "abcdef"}}}));
+  ASSERT_TRUE(tensors.ok()) << tensors.status();
+  EXPECT_EQ((*tensors)[0].dtype, DType::kF8E4M3);
+  EXPECT_EQ((*tensors)[0].bytes.size(), 6u);
 }
 
 TEST(Safetensors, RefusesEntriesOfTheWrongType) {

@@ -26,8 +26,10 @@ class MpiCommunicator : public Communicator {
   }
   ~MpiCommunicator() override { MPI_CHECK(MPI_Comm_free(&comm_)); }
 
-  void AllReduceSum(float* data, int64_t count) override {
+  void AllReduceSum(void* values, int64_t count, DType dtype) override {
+    CHECK(dtype == DType::kF32) << "is " << Name(dtype) << ", MPI sums f32";
     if (count == 0) return;
+    float* const data = static_cast<float*>(values);
     if (count <= kShortCount) {
       // Everybody's vector, whole.
       const std::vector<Slice> mine(size_, Slice{0, count});
@@ -48,6 +50,12 @@ class MpiCommunicator : public Communicator {
     CHECK_EQ(floats, count);
     MPI_Request request;
     MPI_CHECK(MPI_Igather(in, floats, MPI_FLOAT, out, floats, MPI_FLOAT, 0, comm_, &request));
+    WaitAll({&request, 1});
+  }
+
+  void Broadcast(int32_t* data, int64_t count) override {
+    MPI_Request request;
+    MPI_CHECK(MPI_Ibcast(data, static_cast<int>(count), MPI_INT32_T, 0, comm_, &request));
     WaitAll({&request, 1});
   }
 

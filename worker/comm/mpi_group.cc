@@ -38,6 +38,11 @@ class MpiGroupImpl : public MpiGroup {
     MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
     MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+    MPI_Comm machine;
+    MPI_CHECK(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &machine));
+    MPI_CHECK(MPI_Comm_rank(machine, &local_rank_));
+    MPI_CHECK(MPI_Comm_free(&machine));
   }
 
   ~MpiGroupImpl() override {
@@ -51,6 +56,7 @@ class MpiGroupImpl : public MpiGroup {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  int local_rank() const override { return local_rank_; }
 
   absl::Status Agree(const absl::Status& mine) override {
     const int first_bad = static_cast<int>(Min(mine.ok() ? size_ : rank_));
@@ -160,7 +166,7 @@ class MpiGroupImpl : public MpiGroup {
     }
   }
 
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, local_rank_ = 0;
   std::list<Post> posts_;
 };
 

@@ -30,6 +30,8 @@ class MpiGroup {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // This rank's number among those of its machine: which GPU is its own.
+  virtual int local_rank() const = 0;
 
   // Collective. The first rank's error (lowest rank) on every rank, prefixed with that rank when there
   // are several; OK only when all are OK.

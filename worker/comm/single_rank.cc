@@ -12,6 +12,7 @@ class SingleRankGroup : public MpiGroup {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
+  int local_rank() const override { return 0; }
   absl::Status Agree(const absl::Status& mine) override { return mine; }
   int64_t Min(int64_t mine) override { return mine; }
   void Send(std::span<const uint8_t>) override {}
@@ -25,12 +26,14 @@ class SingleRankGroup : public MpiGroup {
   [[noreturn]] void Abort(int code) override { std::_Exit(code); }
 };
 
+// Gather is for groups whose ranks hold parts: nobody calls it with one rank on a GPU.
 class SingleRankCommunicator : public Communicator {
  public:
-  void AllReduceSum(float*, int64_t) override {}
+  void AllReduceSum(void*, int64_t, DType) override {}
   void Gather(const float* in, int64_t count, float* out) override {
     if (count > 0) std::memmove(out, in, count * sizeof(float));
   }
+  void Broadcast(int32_t*, int64_t) override {}
 };
 
 }  // namespace

@@ -1,16 +1,16 @@
 #include "worker/model/attention_layer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "common/block_hash.h"
-#include "kernels/ops.h"
 
 namespace bough {
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
-                               bool enable_bifurcated)
-    : hidden_size_(config.hidden_size),
+                               int max_num_seqs, bool enable_bifurcated, Device* device)
+    : device_(device),
+      dtype_(device->activation_dtype()),
+      hidden_size_(config.hidden_size),
       num_heads_(shard.num_heads()),
       num_kv_heads_(shard.num_kv_heads()),
       head_dim_(config.head_dim),
@@ -19,88 +19,136 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, in
       sm_scale_(1.0f / std::sqrt(static_cast<float>(config.head_dim))),
       enable_bifurcated_(enable_bifurcated),
       qkv_size_((num_heads_ + 2 * num_kv_heads_) * head_dim_),
-      qkv_(DeviceBuffer::Scratch<float>(int64_t{max_num_tokens} * qkv_size_)),
-      attention_(DeviceBuffer::Scratch<float>(int64_t{max_num_tokens} * num_heads_ * head_dim_)) {}
+      qkv_(DeviceBuffer::Scratch(device, int64_t{max_num_tokens} * qkv_size_, dtype_)),
+      attention_(
+          DeviceBuffer::Scratch(device, int64_t{max_num_tokens} * num_heads_ * head_dim_, dtype_)),
+      quantized_(device, max_num_tokens, int64_t{num_heads_} * head_dim_) {
+  const int64_t num_bytes =
+      device->ops().AttentionWorkspaceBytes(max_num_seqs, num_heads_, head_dim_);
+  workspace_ = DeviceBuffer::Scratch(device, num_bytes / 4 + 1, DType::kI32);
+  device->Zero(workspace_.data(), workspace_.num_bytes());
+}
 
-void AttentionLayer::Forward(const Batch& batch, const LayerWeights& weights, const KvCache& cache,
-                             int layer, const float* x, float* out) {
-  ops::Gemm({.x = x,
-             .w = weights.qkv.data,
-             .y = qkv_.data(),
-             .m = batch.num_tokens(),
-             .n = qkv_size_,
-             .k = hidden_size_,
-             .w_dtype = weights.qkv.dtype});
-  ops::RopeAppend({.qkv = qkv_.data(),
-                   .positions = batch.positions.data(),
-                   .slot_mapping = batch.slot_mapping.data(),
-                   .k_cache = cache.k(layer),
-                   .v_cache = cache.v(layer),
-                   .num_tokens = batch.num_tokens(),
-                   .num_heads = num_heads_,
-                   .num_kv_heads = num_kv_heads_,
-                   .head_dim = head_dim_,
-                   .block_size = kBlockSize,
-                   .rope_theta = rope_theta_,
-                   .kv_dtype = KvCache::kDType});
-  Attend(batch, cache.k(layer), cache.v(layer));
-  ops::Gemm({.x = attention_.data(),
-             .w = weights.o.data,
-             .y = out,
-             .m = batch.num_tokens(),
-             .n = hidden_size_,
-             .k = num_heads_ * head_dim_,
-             .w_dtype = weights.o.dtype});
+void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weights,
+                             const KvCache& cache, int layer, const Rows& x, void* gemm_workspace,
+                             void* out) {
+  const Ops& ops = device_->ops();
+  const Stream stream = device_->stream();
+  ops.Gemm({.x = x.data,
+            .x_scale = x.scale,
+            .w = weights.qkv.data,
+            .w_scale = weights.qkv.scale,
+            .y = qkv_.data(),
+            .workspace = gemm_workspace,
+            .m = batch.num_tokens,
+            .n = qkv_size_,
+            .k = hidden_size_,
+            .dtype = x.dtype,
+            .w_dtype = weights.qkv.dtype,
+            .out_dtype = dtype_},
+           stream);
+  ops.RopeAppend({.qkv = qkv_.data(),
+                  .positions = batch.positions,
+                  .slot_mapping = batch.slot_mapping,
+                  .k_cache = cache.k(layer),
+                  .v_cache = cache.v(layer),
+                  .k_scale = weights.k_scale,
+                  .v_scale = weights.v_scale,
+                  .num_tokens = batch.num_tokens,
+                  .num_heads = num_heads_,
+                  .num_kv_heads = num_kv_heads_,
+                  .head_dim = head_dim_,
+                  .block_size = kBlockSize,
+                  .rope_theta = rope_theta_,
+                  .dtype = dtype_,
+                  .kv_dtype = cache.dtype()},
+                 stream);
+  Attend(batch, weights, cache, layer);
+  Rows attended = {attention_.data(), nullptr, dtype_};
+  if (weights.o.dtype == DType::kF8E4M3) {
+    ops.Quantize({.x = attention_.data(),
+                  .out = quantized_.data(),
+                  .scale = quantized_.scale(),
+                  .num_rows = batch.num_tokens,
+                  .size = num_heads_ * head_dim_,
+                  .dtype = dtype_},
+                 stream);
+    attended = quantized_.For(weights.o);
+  }
+  ops.Gemm({.x = attended.data,
+            .x_scale = attended.scale,
+            .w = weights.o.data,
+            .w_scale = weights.o.scale,
+            .y = out,
+            .workspace = gemm_workspace,
+            .m = batch.num_tokens,
+            .n = hidden_size_,
+            .k = num_heads_ * head_dim_,
+            .dtype = attended.dtype,
+            .w_dtype = weights.o.dtype,
+            .out_dtype = dtype_},
+           stream);
 }
 
 // Decode rows that share a prefix are read bifurcated; all else, and everything behind a sliding
-// window, plainly.
-void AttentionLayer::Attend(const Batch& batch, const void* k_cache, const void* v_cache) {
-  const bool any_shared = std::any_of(batch.prefix_len.begin(), batch.prefix_len.end(),
-                                      [](int32_t len) { return len > 0; });
-  int first_plain = 0;
-  if (enable_bifurcated_ && any_shared && sliding_window_ == 0) {
-    AttendBifurcated(batch, k_cache, v_cache);
-    first_plain = batch.num_decode;
+// window, plainly. Decode rows and prefill chunks go apart: their kernels differ.
+void AttentionLayer::Attend(const DeviceBatch& batch, const LayerWeights& weights,
+                            const KvCache& cache, int layer) {
+  if (Bifurcates(batch)) {
+    AttendBifurcated(batch, weights, cache, layer);
+  } else if (batch.num_decode > 0) {
+    AttendPaged(batch, 0, batch.num_decode, 1, weights, cache, layer);
   }
-  if (first_plain < batch.num_seqs()) AttendPaged(batch, first_plain, k_cache, v_cache);
+  if (batch.num_decode < batch.num_seqs) {
+    AttendPaged(batch, batch.num_decode, batch.num_seqs, batch.max_seqlen_q, weights, cache, layer);
+  }
 }
 
-void AttentionLayer::AttendBifurcated(const Batch& batch, const void* k_cache,
-                                      const void* v_cache) {
-  ops::BifurcatedAttention({.q = qkv_.data(),
-                            .k_cache = k_cache,
-                            .v_cache = v_cache,
-                            .block_tables = batch.block_tables.data(),
-                            .seqlens_kv = batch.seqlens_kv.data(),
-                            .group_start = batch.group_start.data(),
-                            .prefix_len = batch.prefix_len.data(),
-                            .o = attention_.data(),
-                            .num_seqs = batch.num_decode,
-                            .num_groups = static_cast<int>(batch.prefix_len.size()),
-                            .num_heads = num_heads_,
-                            .num_kv_heads = num_kv_heads_,
-                            .head_dim = head_dim_,
-                            .block_size = kBlockSize,
-                            .max_blocks = batch.max_blocks,
-                            .q_stride = qkv_size_,
-                            .sm_scale = sm_scale_,
-                            .kv_dtype = KvCache::kDType});
+void AttentionLayer::AttendBifurcated(const DeviceBatch& batch, const LayerWeights& weights,
+                                      const KvCache& cache, int layer) {
+  device_->ops().BifurcatedAttention({.q = qkv_.data(),
+                                      .k_cache = cache.k(layer),
+                                      .v_cache = cache.v(layer),
+                                      .k_scale = weights.k_scale,
+                                      .v_scale = weights.v_scale,
+                                      .block_tables = batch.block_tables,
+                                      .seqlens_kv = batch.seqlens_kv,
+                                      .group_start = batch.group_start,
+                                      .prefix_len = batch.prefix_len,
+                                      .o = attention_.data(),
+                                      .workspace = workspace_.data(),
+                                      .num_seqs = batch.num_decode,
+                                      .num_groups = batch.num_groups,
+                                      .num_heads = num_heads_,
+                                      .num_kv_heads = num_kv_heads_,
+                                      .head_dim = head_dim_,
+                                      .block_size = kBlockSize,
+                                      .max_blocks = batch.max_blocks,
+                                      .q_stride = qkv_size_,
+                                      .sm_scale = sm_scale_,
+                                      .dtype = dtype_,
+                                      .kv_dtype = cache.dtype()},
+                                     device_->stream());
 }
 
-// Sequences [first_seq, num_seqs). Their query ranges count from the batch's first token, so q and
-// o stay where they are.
-void AttentionLayer::AttendPaged(const Batch& batch, int first_seq, const void* k_cache,
-                                 const void* v_cache) {
-  ops::PagedAttention(
+// Sequences [first_seq, end_seq). Their query ranges count from the batch's first token, so q and o
+// stay where they are.
+void AttentionLayer::AttendPaged(const DeviceBatch& batch, int first_seq, int end_seq,
+                                 int max_seqlen_q, const LayerWeights& weights,
+                                 const KvCache& cache, int layer) {
+  device_->ops().PagedAttention(
       {.q = qkv_.data(),
-       .k_cache = k_cache,
-       .v_cache = v_cache,
-       .block_tables = batch.block_tables.data() + int64_t{first_seq} * batch.max_blocks,
-       .cu_seqlens_q = batch.cu_seqlens_q.data() + first_seq,
-       .seqlens_kv = batch.seqlens_kv.data() + first_seq,
+       .k_cache = cache.k(layer),
+       .v_cache = cache.v(layer),
+       .k_scale = weights.k_scale,
+       .v_scale = weights.v_scale,
+       .block_tables = batch.block_tables + int64_t{first_seq} * batch.max_blocks,
+       .cu_seqlens_q = batch.cu_seqlens_q + first_seq,
+       .seqlens_kv = batch.seqlens_kv + first_seq,
        .o = attention_.data(),
-       .num_seqs = batch.num_seqs() - first_seq,
+       .workspace = workspace_.data(),
+       .max_seqlen_q = max_seqlen_q,
+       .num_seqs = end_seq - first_seq,
        .num_heads = num_heads_,
        .num_kv_heads = num_kv_heads_,
        .head_dim = head_dim_,
@@ -109,7 +157,9 @@ void AttentionLayer::AttendPaged(const Batch& batch, int first_seq, const void* 
        .q_stride = qkv_size_,
        .sliding_window = sliding_window_,
        .sm_scale = sm_scale_,
-       .kv_dtype = KvCache::kDType});
+       .dtype = dtype_,
+       .kv_dtype = cache.dtype()},
+      device_->stream());
 }
 
 }  // namespace bough

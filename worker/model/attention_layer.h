@@ -5,8 +5,9 @@
 // `out` is a partial sum: the ranks' outputs add up to the layer's.
 #pragma once
 
-#include "worker/batch.h"
 #include "worker/kv_cache.h"
+#include "worker/model/activations.h"
+#include "worker/model/device_batch.h"
 #include "worker/model/device_buffer.h"
 #include "worker/model/model_config.h"
 #include "worker/model/shard.h"
@@ -18,23 +19,36 @@ class AttentionLayer {
  public:
   // `enable_bifurcated` = false reads shared prefixes once per row.
   AttentionLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
-                 bool enable_bifurcated);
+                 int max_num_seqs, bool enable_bifurcated, Device* device);
 
-  // x, out: [num_tokens, hidden_size] f32; they may not alias.
-  void Forward(const Batch& batch, const LayerWeights& weights, const KvCache& cache, int layer,
-               const float* x, float* out);
+  // x: [num_tokens, hidden_size], as weights.qkv takes it. out: [num_tokens, hidden_size] in the
+  // device's activation dtype. They may not alias. gemm_workspace: kGemmWorkspaceBytes.
+  void Forward(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
+               int layer, const Rows& x, void* gemm_workspace, void* out);
+
+  // Whether the batch's shared prefixes are read once per group.
+  bool Bifurcates(const DeviceBatch& batch) const {
+    return enable_bifurcated_ && batch.any_shared && sliding_window_ == 0;
+  }
 
  private:
-  void Attend(const Batch& batch, const void* k_cache, const void* v_cache);
-  void AttendBifurcated(const Batch& batch, const void* k_cache, const void* v_cache);
-  void AttendPaged(const Batch& batch, int first_seq, const void* k_cache, const void* v_cache);
+  void Attend(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
+              int layer);
+  void AttendBifurcated(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
+                        int layer);
+  void AttendPaged(const DeviceBatch& batch, int first_seq, int end_seq, int max_seqlen_q,
+                   const LayerWeights& weights, const KvCache& cache, int layer);
 
+  Device* const device_;
+  const DType dtype_;
   const int hidden_size_, num_heads_, num_kv_heads_, head_dim_, sliding_window_;
   const float rope_theta_, sm_scale_;
   const bool enable_bifurcated_;
   const int qkv_size_;      // (num_heads + 2 num_kv_heads) * head_dim
   DeviceBuffer qkv_;        // [max_num_tokens, qkv_size]
   DeviceBuffer attention_;  // [max_num_tokens, num_heads * head_dim]
+  ProductInput quantized_;  // as attention_
+  DeviceBuffer workspace_;
 };
 
 }  // namespace bough

@@ -1,34 +1,33 @@
 #include "worker/model/device_buffer.h"
 
-#include <cstdlib>
-
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace bough {
 
-constexpr int64_t kAlignment = 64;
-
-absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t num_bytes, const char* what) {
+absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(Device* device, int64_t num_bytes,
+                                                    const char* what) {
   CHECK_GE(num_bytes, 0);
   DeviceBuffer buffer;
+  buffer.device_ = device;
   buffer.num_bytes_ = num_bytes;
-  // aligned_alloc wants a multiple of the alignment; an empty buffer still has an address.
-  const int64_t rounded = (num_bytes / kAlignment + 1) * kAlignment;
-  buffer.data_.reset(std::aligned_alloc(kAlignment, rounded));
+  buffer.data_ = device->Allocate(num_bytes);
   if (buffer.data_ == nullptr) {
     return absl::ResourceExhaustedError(
-        absl::StrCat(what, ": cannot allocate ", num_bytes, " bytes"));
+        absl::StrCat(what, ": cannot allocate ", num_bytes, " bytes on ", device->name()));
   }
   return buffer;
 }
 
-DeviceBuffer DeviceBuffer::AllocateOrDie(int64_t num_bytes) {
-  auto buffer = Allocate(num_bytes, "scratch");
+DeviceBuffer DeviceBuffer::Scratch(Device* device, int64_t count, DType dtype) {
+  auto buffer = Allocate(device, count * static_cast<int64_t>(SizeOf(dtype)), "scratch");
   CHECK_OK(buffer.status());
   return *std::move(buffer);
 }
 
-void DeviceBuffer::Free::operator()(void* data) const { std::free(data); }
+void DeviceBuffer::Reset() {
+  if (data_ != nullptr) device_->Free(data_);
+  data_ = nullptr;
+}
 
 }  // namespace bough

@@ -3,6 +3,7 @@
 //   out = (silu(x W_gate^T) * (x W_up^T)) W_down^T        (a partial sum over the ranks)
 #pragma once
 
+#include "worker/model/activations.h"
 #include "worker/model/device_buffer.h"
 #include "worker/model/model_config.h"
 #include "worker/model/shard.h"
@@ -12,15 +13,19 @@ namespace bough {
 
 class MlpLayer {
  public:
-  MlpLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens);
+  MlpLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens, Device* device);
 
-  // x, out: [num_tokens, hidden_size] f32; they may not alias.
-  void Forward(int num_tokens, const LayerWeights& weights, const float* x, float* out);
+  // x: [num_tokens, hidden_size], as weights.gate_up takes it. out: [num_tokens, hidden_size] in the
+  // device's activation dtype. They may not alias. gemm_workspace: kGemmWorkspaceBytes.
+  void Forward(int num_tokens, const LayerWeights& weights, const Rows& x, void* gemm_workspace,
+               void* out);
 
  private:
+  Device* const device_;
+  const DType dtype_;
   const int hidden_size_, intermediate_size_;  // the latter this rank's
   DeviceBuffer gate_up_;                       // [max_num_tokens, 2 * intermediate_size]
-  DeviceBuffer hidden_;                        // [max_num_tokens, intermediate_size]
+  ProductInput hidden_;                        // [max_num_tokens, intermediate_size]
 };
 
 }  // namespace bough

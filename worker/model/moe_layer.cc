@@ -1,85 +1,98 @@
 #include "worker/model/moe_layer.h"
 
-#include "kernels/ops.h"
-
 namespace bough {
 
-MoeLayer::MoeLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens)
-    : hidden_size_(config.hidden_size),
-      num_global_experts_(config.num_local_experts),
+MoeLayer::MoeLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
+                   Device* device)
+    : device_(device),
+      dtype_(device->activation_dtype()),
+      hidden_size_(config.hidden_size),
       top_k_(config.num_experts_per_tok),
       experts_(shard.experts),
       intermediate_size_(shard.intermediate_size()) {
   const int64_t max_pairs = int64_t{max_num_tokens} * top_k_;
-  gate_logits_ = DeviceBuffer::Scratch<float>(int64_t{max_num_tokens} * num_global_experts_);
-  expert_ids_ = DeviceBuffer::Scratch<int32_t>(max_pairs);
-  expert_weights_ = DeviceBuffer::Scratch<float>(max_pairs);
-  expert_offsets_ = DeviceBuffer::Scratch<int32_t>(experts_.size() + 1);
-  row_tokens_ = DeviceBuffer::Scratch<int32_t>(max_pairs);
-  row_of_pair_ = DeviceBuffer::Scratch<int32_t>(max_pairs);
-  gate_up_ = DeviceBuffer::Scratch<float>(max_pairs * 2 * intermediate_size_);
-  hidden_ = DeviceBuffer::Scratch<float>(max_pairs * intermediate_size_);
-  rows_ = DeviceBuffer::Scratch<float>(max_pairs * hidden_size_);
+  expert_ids_ = DeviceBuffer::Scratch(device, max_pairs, DType::kI32);
+  expert_weights_ = DeviceBuffer::Scratch(device, max_pairs, DType::kF32);
+  expert_offsets_ = DeviceBuffer::Scratch(device, experts_.size() + 1, DType::kI32);
+  row_of_pair_ = DeviceBuffer::Scratch(device, max_pairs, DType::kI32);
+  expert_input_ = ProductInput(device, max_pairs, hidden_size_);
+  gate_up_ = DeviceBuffer::Scratch(device, max_pairs * 2 * intermediate_size_, dtype_);
+  hidden_ = ProductInput(device, max_pairs, intermediate_size_);
+  rows_ = DeviceBuffer::Scratch(device, max_pairs * hidden_size_, dtype_);
 }
 
-void MoeLayer::Forward(int num_tokens, const LayerWeights& weights, const float* x, float* out) {
-  Route(num_tokens, weights, x);
+void MoeLayer::Forward(int num_tokens, const LayerWeights& weights, const Rows& x,
+                       void* gemm_workspace) {
+  const Ops& ops = device_->ops();
+  const Stream stream = device_->stream();
   const int num_experts = static_cast<int>(experts_.size());
-  const int num_rows = expert_offsets_.as<int32_t>()[num_experts];
-  ops::GroupedGemm({.x = x,
-                    .x_rows = row_tokens_.as<int32_t>(),
-                    .w = weights.gate_up.data,
-                    .expert_offsets = expert_offsets_.as<int32_t>(),
-                    .y = gate_up_.data(),
-                    .num_experts = num_experts,
-                    .num_rows = num_rows,
-                    .n = 2 * intermediate_size_,
-                    .k = hidden_size_,
-                    .w_dtype = weights.gate_up.dtype});
-  ops::SiluMul({.gate_up = gate_up_.data(),
-                .out = hidden_.data(),
-                .num_tokens = num_rows,
-                .size = intermediate_size_});
-  ops::GroupedGemm({.x = hidden_.data(),
-                    .w = weights.down.data,
-                    .expert_offsets = expert_offsets_.as<int32_t>(),
-                    .y = rows_.data(),
-                    .num_experts = num_experts,
-                    .num_rows = num_rows,
-                    .n = hidden_size_,
-                    .k = intermediate_size_,
-                    .w_dtype = weights.down.dtype});
-  ops::MoeCombine({.rows = rows_.data(),
-                   .row_of_pair = row_of_pair_.as<int32_t>(),
-                   .expert_weights = expert_weights_.as<float>(),
-                   .out = out,
-                   .num_tokens = num_tokens,
-                   .top_k = top_k_,
-                   .hidden_size = hidden_size_});
+  const int max_rows = num_tokens * top_k_;  // fewer where other ranks have experts
+  ops.MoeRoute({.expert_ids = expert_ids(),
+                .x = x.data,
+                .x_scale = x.scale,
+                .expert_offsets = expert_offsets_.as<int32_t>(),
+                .row_of_pair = row_of_pair_.as<int32_t>(),
+                .rows = expert_input_.data(),
+                .row_scale = expert_input_.scale(),
+                .num_tokens = num_tokens,
+                .top_k = top_k_,
+                .expert_begin = static_cast<int32_t>(experts_.begin),
+                .expert_end = static_cast<int32_t>(experts_.end),
+                .row_bytes = hidden_size_ * static_cast<int64_t>(SizeOf(x.dtype))},
+               stream);
+  const Rows input = expert_input_.For(weights.gate_up);
+  ops.GroupedGemm({.x = input.data,
+                   .x_scale = input.scale,
+                   .w = weights.gate_up.data,
+                   .w_scale = weights.gate_up.scale,
+                   .expert_offsets = expert_offsets_.as<int32_t>(),
+                   .y = gate_up_.data(),
+                   .workspace = gemm_workspace,
+                   .num_experts = num_experts,
+                   .num_rows = max_rows,
+                   .n = 2 * intermediate_size_,
+                   .k = hidden_size_,
+                   .dtype = input.dtype,
+                   .w_dtype = weights.gate_up.dtype,
+                   .out_dtype = dtype_},
+                  stream);
+  const Rows hidden = hidden_.For(weights.down);
+  ops.SiluMul({.gate_up = gate_up_.data(),
+               .out = hidden_.data(),
+               .out_scale = hidden_.scale(),
+               .num_rows = expert_offsets_.as<int32_t>() + num_experts,
+               .num_tokens = max_rows,
+               .size = intermediate_size_,
+               .dtype = dtype_,
+               .out_dtype = hidden.dtype},
+              stream);
+  ops.GroupedGemm({.x = hidden.data,
+                   .x_scale = hidden.scale,
+                   .w = weights.down.data,
+                   .w_scale = weights.down.scale,
+                   .expert_offsets = expert_offsets_.as<int32_t>(),
+                   .y = rows_.data(),
+                   .workspace = gemm_workspace,
+                   .num_experts = num_experts,
+                   .num_rows = max_rows,
+                   .n = hidden_size_,
+                   .k = intermediate_size_,
+                   .dtype = hidden.dtype,
+                   .w_dtype = weights.down.dtype,
+                   .out_dtype = dtype_},
+                  stream);
 }
 
-void MoeLayer::Route(int num_tokens, const LayerWeights& weights, const float* x) {
-  ops::Gemm({.x = x,
-             .w = weights.gate.data,
-             .y = gate_logits_.data(),
-             .m = num_tokens,
-             .n = num_global_experts_,
-             .k = hidden_size_,
-             .w_dtype = weights.gate.dtype});
-  ops::TopKGate({.logits = gate_logits_.as<float>(),
-                 .expert_ids = expert_ids_.as<int32_t>(),
-                 .expert_weights = expert_weights_.as<float>(),
-                 .num_tokens = num_tokens,
-                 .num_experts = num_global_experts_,
-                 .top_k = top_k_});
-  ops::MoeRoute({.expert_ids = expert_ids_.as<int32_t>(),
-                 .expert_offsets = expert_offsets_.as<int32_t>(),
-                 .row_tokens = row_tokens_.as<int32_t>(),
-                 .row_of_pair = row_of_pair_.as<int32_t>(),
-                 .num_tokens = num_tokens,
-                 .top_k = top_k_,
-                 .expert_begin = static_cast<int32_t>(experts_.begin),
-                 .expert_end = static_cast<int32_t>(experts_.end)});
+void MoeLayer::Combine(int num_tokens, void* out) {
+  device_->ops().MoeCombine({.rows = rows_.data(),
+                             .row_of_pair = row_of_pair_.as<int32_t>(),
+                             .expert_weights = expert_weights(),
+                             .out = out,
+                             .num_tokens = num_tokens,
+                             .top_k = top_k_,
+                             .hidden_size = hidden_size_,
+                             .dtype = dtype_},
+                            device_->stream());
 }
 
 }  // namespace bough

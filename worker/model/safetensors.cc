@@ -34,6 +34,7 @@ std::optional<DType> ParseDType(const std::string& name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBF16;
+  if (name == "F8_E4M3") return DType::kF8E4M3;
   if (name == "I32") return DType::kI32;
   return std::nullopt;
 }
@@ -74,7 +75,8 @@ absl::StatusOr<TensorView> ParseEntry(const std::string& name, const Json& entry
   const std::string dtype_name = entry["dtype"].get<std::string>();
   const std::optional<DType> dtype = ParseDType(dtype_name);
   if (!dtype) {
-    return Bad(path, who, "dtype ", dtype_name, " is not served (only F32, F16, BF16, I32)");
+    return Bad(path, who, "dtype ", dtype_name,
+               " is not served (only F32, F16, BF16, F8_E4M3, I32)");
   }
   view.dtype = *dtype;
   const auto shape = ParseNumbers(entry, "shape");

@@ -30,7 +30,8 @@ struct TensorView {
 std::string ShapeText(std::span<const int64_t> shape);
 
 // The tensors of a whole file's bytes, in the order of their data; the views point into `file`.
-// `path` is for error texts. Dtypes: F32, F16, BF16, I32; any other is refused.
+// `path` is for error texts. Dtypes: F32, F16, BF16, F8_E4M3, I32; any other, such as F8_E5M2, is
+// refused by its name.
 absl::StatusOr<std::vector<TensorView>> ParseSafetensors(std::span<const uint8_t> file,
                                                          const std::string& path);
 

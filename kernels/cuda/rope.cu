@@ -1,0 +1,133 @@
+// RopeAppend. A thread block takes token after token, all heads of each: its threads hold the
+// rotated pairs of eight neighbouring angles, which all heads share through shared memory. Heads of v
+// go the same way, unrotated. The frequencies do not depend on any kernel before and are ready when
+// the first token is.
+#include "kernels/cuda/rows.cuh"
+#include "kernels/elementwise.h"
+
+namespace bough::cuda {
+namespace {
+
+constexpr int kMaxBlocks = 132 * 4;  // that an H200 holds at once
+constexpr int kMaxThreads = 512;
+
+// kWidth elements as f32: eight at once, or one where head_dim is not a multiple of 16.
+template <int kWidth>
+struct Span {
+  float v[kWidth];
+
+  template <typename T>
+  static __device__ Span Load(const T* p) {
+    if constexpr (kWidth == 1) {
+      return {{ToFloat(*p)}};
+    } else {
+      const Vec x = LoadVec(p);
+      Span span;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) span.v[i] = x.v[i];
+      return span;
+    }
+  }
+
+  template <typename T>
+  __device__ void Store(T* p) const {
+    if constexpr (kWidth == 1) {
+      *p = FromFloat<T>(v[0]);
+    } else {
+      Vec x;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) x.v[i] = v[i];
+      StoreVec(p, x);
+    }
+  }
+
+  __device__ Span Divided(float divisor) const {
+    Span span;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) span.v[i] = v[i] / divisor;
+    return span;
+  }
+};
+
+template <typename T, typename KV, int kWidth>
+__global__ void __launch_bounds__(kMaxThreads) RopeAppendKernel(RopeAppendParams p) {
+  const int half = p.head_dim / 2;
+  extern __shared__ float2 shared[];
+  float* inv_freq = reinterpret_cast<float*>(shared + 2 * half);  // [half]
+  // The power in double, rounded once: the frequencies are then the CPU twin's bit by bit, and
+  // the angle of a far position does not drift from it.
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(p.head_dim);
+    inv_freq[i] = 1.0f / static_cast<float>(pow(static_cast<double>(p.rope_theta), exponent));
+  }
+  WaitForPrevious();
+  AllowNext();
+
+  const int num_rotated = p.num_heads + p.num_kv_heads;
+  const int num_heads = num_rotated + p.num_kv_heads;  // of q, k and v
+  const int spans_per_half = half / kWidth;
+  int buffer = 0;  // two, so that one barrier a token is enough
+  for (int64_t t = blockIdx.x; t < p.num_tokens; t += gridDim.x, buffer ^= 1) {
+    float2* rotation = shared + buffer * half;  // [half] cosine, sine
+    const int position = p.positions[t], slot = p.slot_mapping[t];
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+      sincosf(static_cast<float>(position) * inv_freq[i], &rotation[i].y, &rotation[i].x);
+    }
+    __syncthreads();
+
+    T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
+    for (int u = threadIdx.x; u < num_heads * spans_per_half; u += blockDim.x) {
+      const int head = u / spans_per_half, i = u % spans_per_half * kWidth;
+      T* elements = row + head * p.head_dim + i;
+      Span<kWidth> a = Span<kWidth>::Load(elements), b = Span<kWidth>::Load(elements + half);
+      if (head < num_rotated) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          const float2 angle = rotation[i + j];
+          const float x = a.v[j], y = b.v[j];
+          a.v[j] = x * angle.x - y * angle.y;
+          b.v[j] = y * angle.x + x * angle.y;
+        }
+        a.Store(elements);
+        b.Store(elements + half);
+      }
+      if (head < p.num_heads || slot < 0) continue;
+
+      const bool is_k = head < num_rotated;
+      const int64_t kv_head = head - (is_k ? p.num_heads : num_rotated);
+      const float* scale = is_k ? p.k_scale : p.v_scale;
+      if (scale != nullptr) {
+        a = a.Divided(scale[kv_head]);
+        b = b.Divided(scale[kv_head]);
+      }
+      const int64_t block = slot / p.block_size, block_row = slot % p.block_size;
+      KV* cache = static_cast<KV*>(is_k ? p.k_cache : p.v_cache) + i +
+                  ((block * p.num_kv_heads + kv_head) * p.block_size + block_row) * p.head_dim;
+      a.Store(cache);
+      b.Store(cache + half);
+    }
+  }
+}
+
+template <typename T, typename KV>
+void LaunchRope(const RopeAppendParams& p, Stream stream) {
+  const bool wide = p.head_dim % (2 * kVec) == 0;
+  const int num_spans = (p.num_heads + 2 * p.num_kv_heads) * (p.head_dim / 2) / (wide ? kVec : 1);
+  const int num_threads = std::min(kMaxThreads, CeilDiv(num_spans, kWarpSize) * kWarpSize);
+  const size_t shared_bytes = p.head_dim / 2 * (2 * sizeof(float2) + sizeof(float));
+  Launch(wide ? RopeAppendKernel<T, KV, kVec> : RopeAppendKernel<T, KV, 1>,
+         std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream, p);
+}
+
+}  // namespace
+
+void RopeAppend(const RopeAppendParams& p, Stream stream) {
+  CHECK_EQ(p.head_dim % 2, 0) << "RoPE rotates pairs";
+  if (p.num_tokens == 0) return;
+  DispatchDType(p.dtype, "qkv", [&]<typename T>() {
+    if (p.kv_dtype == DType::kF8E4M3) return LaunchRope<T, E4M3>(p, stream);
+    DispatchDType(p.kv_dtype, "the cache", [&]<typename KV>() { LaunchRope<T, KV>(p, stream); });
+  });
+}
+
+}  // namespace bough::cuda

@@ -2,6 +2,7 @@
 // multiple of eight elements, so that every access is aligned.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 
 #include "kernels/cuda/device.cuh"
@@ -119,20 +120,18 @@ __device__ Vec SumExpertRows(const T* rows, int hidden_size, const int32_t* row_
 // How a thread block holds a row in registers: thread i has vectors i, i + num_threads, ... of it.
 struct RowConfig {
   int vecs_per_thread;  // 1, 2, 4 or 8
-  int num_threads;      // a multiple of 32, at most kMaxRowThreads
+  int num_threads;      // a multiple of 32
 };
 
-inline constexpr int kMaxRowThreads = 512;
-
-inline RowConfig PickRowConfig(int size) {
-  CHECK(size % kVec == 0 && size <= 8 * kMaxRowThreads * kVec)
-      << "rows have a multiple of " << kVec << " elements, at most " << 8 * kMaxRowThreads * kVec
+inline RowConfig PickRowConfig(int size, int max_threads) {
+  CHECK(size % kVec == 0 && size <= 8 * max_threads * kVec)
+      << "rows have a multiple of " << kVec << " elements, at most " << 8 * max_threads * kVec
       << ", not " << size;
   const int num_vecs = size / kVec;
   int vecs_per_thread = 1;
-  while (vecs_per_thread * kMaxRowThreads < num_vecs) vecs_per_thread *= 2;
+  while (vecs_per_thread * max_threads < num_vecs) vecs_per_thread *= 2;
   const int num_warps = CeilDiv(CeilDiv(num_vecs, vecs_per_thread), kWarpSize);
-  return {vecs_per_thread, num_warps < 1 ? kWarpSize : num_warps * kWarpSize};
+  return {vecs_per_thread, std::max(num_warps, 1) * kWarpSize};
 }
 
 // Calls run.template operator()<kVecs>() with the config's vecs_per_thread.

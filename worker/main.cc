@@ -56,12 +56,17 @@ void RouteGrpcLog() {
 
 ModelRunnerOptions RunnerOptions(const Config& config) {
   return {.model_dir = config.model,
+          .device = config.device,
+          .quantization = config.quantization,
+          .kv_cache_dtype = config.kv_cache_dtype,
           .load_format = config.load_format,
           .tp_size = config.tp_size,
           .ep_size = config.ep_size,
           .num_experts_per_tok = config.num_experts_per_tok,
           .max_model_len = config.max_model_len,
           .kv_cache_memory_bytes = config.kv_cache_memory_bytes,
+          .gpu_memory_utilization = config.gpu_memory_utilization,
+          .enforce_eager = config.enforce_eager,
           .max_num_batched_tokens = config.max_num_batched_tokens,
           .max_num_seqs = config.max_num_seqs,
           .enable_bifurcated_attention = config.enable_bifurcated_attention};
@@ -191,7 +196,8 @@ class Rank {
   void PrintPlan(const ModelRunner& runner) {
     if (!leads()) return;
     MemoryPlan plan;
-    for (const RankProgress& p : display_.ranks()) plan.weight_bytes.push_back(p.bytes_total);
+    plan.device = config_.device;
+    for (const RankProgress& p : display_.ranks()) plan.ranks.push_back({.weights = p.bytes_total});
     plan.block_bytes = runner.kv_block_bytes();
     plan.num_blocks = runner.num_blocks();
     plan.max_model_len = runner.max_model_len();

@@ -58,11 +58,12 @@ void RunTask(const PagedAttentionParams& p, const Task& task) {
                       .num_kv_heads = p.num_kv_heads,
                       .block_size = p.block_size,
                       .head_dim = p.head_dim};
+  const KvScale scale = KvScaleOf(p, task.kv_head);
   // Queries ascend, so the first row's range begins first and the last row's ends last.
   kv.ForEachChunk(rows[0].begin, rows[num_rows - 1].end, [&](const KeyChunk<T>& chunk) {
-    Attend(rows, num_rows, chunk, p.head_dim, p.sm_scale);
+    Attend(rows, num_rows, chunk, p.head_dim, p.sm_scale * scale.k);
   });
-  for (int r = 0; r < num_rows; ++r) Finish(rows[r], p.head_dim);
+  for (int r = 0; r < num_rows; ++r) Finish(rows[r], p.head_dim, scale.v);
 }
 
 double NumFlops(const PagedAttentionParams& p) {

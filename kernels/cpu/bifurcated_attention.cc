@@ -63,9 +63,10 @@ class Bifurcated {
     if (begin == end) return;
     AttendingRow* rows = Rows(begin, kv_head);
     const int num_rows = (end - begin) * heads_per_kv_;
+    const float scale = p_.sm_scale * KvScaleOf(p_, kv_head).k;
     Kv(begin, kv_head).ForEachChunk(0, p_.prefix_len[group], [&](const KeyChunk<T>& chunk) {
       for (int r = 0; r < num_rows; r += kTileRows) {
-        Attend(rows + r, std::min(kTileRows, num_rows - r), chunk, p_.head_dim, p_.sm_scale);
+        Attend(rows + r, std::min(kTileRows, num_rows - r), chunk, p_.head_dim, scale);
       }
     });
   }
@@ -74,13 +75,15 @@ class Bifurcated {
     const int group = static_cast<int>(
         std::upper_bound(p_.group_start, p_.group_start + p_.num_groups, seq) - p_.group_start - 1);
     AttendingRow* rows = Rows(seq, kv_head);
+    const KvScale scale = KvScaleOf(p_, kv_head);
     const auto attend = [&](const KeyChunk<T>& chunk) {
       for (int r = 0; r < heads_per_kv_; r += kTileRows) {
-        Attend(rows + r, std::min(kTileRows, heads_per_kv_ - r), chunk, p_.head_dim, p_.sm_scale);
+        Attend(rows + r, std::min(kTileRows, heads_per_kv_ - r), chunk, p_.head_dim,
+               p_.sm_scale * scale.k);
       }
     };
     Kv(seq, kv_head).ForEachChunk(p_.prefix_len[group], p_.seqlens_kv[seq], attend);
-    for (int h = 0; h < heads_per_kv_; ++h) Finish(rows[h], p_.head_dim);
+    for (int h = 0; h < heads_per_kv_; ++h) Finish(rows[h], p_.head_dim, scale.v);
   }
 
   double NumFlops() const {

@@ -6,7 +6,8 @@
 //
 //   m = max(m1, m2)    l = l1 e^(m1 - m) + l2 e^(m2 - m)    o likewise
 //
-// (arXiv 1805.02867), and the answer is o / l. `Attend` merges the next chunk's state into each
+// (arXiv 1805.02867), and the answer is o / l. The cache's k_scale
+// is part of sm_scale, its v_scale multiplies the answer. `Attend` merges the next chunk's state into each
 // row's. A row's bits depend on its own query, its own keys and where the cache's blocks divide
 // them; not on the rows beside it. So decode, chunked prefill and the shared part of a group agree
 // bit by bit.
@@ -37,8 +38,8 @@ struct AttendingRow {
 inline void Start(AttendingRow& row, int head_dim) { std::fill_n(row.o, head_dim, 0.0f); }
 
 // A row without keys gives 0.
-inline void Finish(AttendingRow& row, int head_dim) {
-  const float scale = row.l > 0 ? 1.0f / row.l : 0.0f;
+inline void Finish(AttendingRow& row, int head_dim, float v_scale) {
+  const float scale = row.l > 0 ? v_scale / row.l : 0.0f;
   for (int d = 0; d < head_dim; ++d) row.o[d] *= scale;
 }
 

@@ -35,6 +35,15 @@ struct PagedKv {
   }
 };
 
+// What one unit of a head's cache stands for.
+struct KvScale {
+  float k = 1, v = 1;
+};
+template <typename Params>
+KvScale KvScaleOf(const Params& p, int kv_head) {
+  return {p.k_scale ? p.k_scale[kv_head] : 1, p.v_scale ? p.v_scale[kv_head] : 1};
+}
+
 // What both attention ops require of their shapes.
 template <typename Params>
 void CheckAttentionShapes(const Params& p) {
@@ -53,8 +62,10 @@ void DispatchKvDType(DType kv_dtype, Run run) {
       return run.template operator()<float>();
     case DType::kBF16:
       return run.template operator()<BF16>();
+    case DType::kF8E4M3:
+      return run.template operator()<E4M3>();
     default:
-      CHECK(false) << "the cache is " << Name(kv_dtype) << ", the CPU takes f32 or bf16";
+      CHECK(false) << "the cache is " << Name(kv_dtype) << ", the CPU takes f32, bf16 or f8_e4m3";
   }
 }
 

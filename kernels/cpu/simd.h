@@ -1,5 +1,5 @@
 // Eight floats at a time, in GCC's vector extension: an expression on F32x8 is the expression on
-// each lane. Loads take f32 or bf16 and give f32. `Partial` forms touch only the first `count`
+// each lane. Loads take f32, bf16 or e4m3 and give f32. `Partial` forms touch only the first `count`
 // elements.
 #pragma once
 
@@ -15,12 +15,14 @@
 namespace bough::cpu {
 
 using BF16 = uint16_t;  // bits
+using E4M3 = uint8_t;   // bits
 
 constexpr int kLanes = 8;
 using F32x8 = float __attribute__((vector_size(32)));
 using I32x8 = int32_t __attribute__((vector_size(32)));
 using U32x8 = uint32_t __attribute__((vector_size(32)));
 using U16x8 = uint16_t __attribute__((vector_size(16)));
+using U8x8 = uint8_t __attribute__((vector_size(8)));
 
 inline F32x8 Broadcast(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
 
@@ -39,6 +41,26 @@ inline F32x8 Load(const BF16* p) {
   const U32x8 wide = __builtin_convertvector(v, U32x8);
 #endif
   return reinterpret_cast<F32x8>(wide << 16);
+}
+
+// The bits become f32's with 120 added to the exponent; subnormals, m 2^-9, are 2^-6 (1 + m / 8) less
+// 2^-6. The same values as E4M3ToFloat.
+inline F32x8 Load(const E4M3* p) {
+#ifdef __AVX2__
+  int64_t v;
+  std::memcpy(&v, p, sizeof(v));
+  const U32x8 wide = reinterpret_cast<U32x8>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(v)));
+#else
+  U8x8 v;
+  std::memcpy(&v, p, sizeof(v));
+  const U32x8 wide = __builtin_convertvector(v, U32x8);
+#endif
+  const U32x8 magnitude = wide & 0x7f, sign = (wide & 0x80) << 24;
+  const F32x8 normal = reinterpret_cast<F32x8>((magnitude << 20) + (120u << 23));
+  const F32x8 subnormal = reinterpret_cast<F32x8>((magnitude << 20) + (121u << 23)) - 0x1p-6f;
+  F32x8 value = magnitude < 8 ? subnormal : normal;
+  value = magnitude == 0x7f ? Broadcast(__builtin_nanf("")) : value;
+  return reinterpret_cast<F32x8>(reinterpret_cast<U32x8>(value) | sign);
 }
 
 // Lanes from `count` on are 0.

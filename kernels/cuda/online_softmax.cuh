@@ -70,12 +70,14 @@ __device__ void Merge(SoftmaxState<kHeadDim>& state, float m, float l, const flo
   }
 }
 
+// The answer times v_scale; 0 for the empty state.
 template <int kHeadDim, typename T>
-__device__ void Store(const SoftmaxState<kHeadDim>& state, T* out) {
+__device__ void Store(const SoftmaxState<kHeadDim>& state, float v_scale, T* out) {
   const int lane = threadIdx.x % kWarpSize;
+  const float scale = state.l > 0 ? v_scale / state.l : 0;
 #pragma unroll
   for (int i = 0; i < SoftmaxState<kHeadDim>::kPerLane; ++i) {
-    out[i * kWarpSize + lane] = FromFloat<T>(state.o[i] / state.l);
+    out[i * kWarpSize + lane] = FromFloat<T>(state.o[i] * scale);
   }
 }
 

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <numeric>
+
 #include "tests/testing/attention_inputs.h"
 #include "tests/testing/compare.h"
 
@@ -52,6 +55,50 @@ TEST(PagedAttention, MatchesTheFormulaForEachBlockSize) {
 
 TEST(PagedAttention, WidensABF16Cache) {
   ExpectMatchesReference({.kv_dtype = DType::kBF16}, kShapes);
+}
+
+TEST(PagedAttention, WidensAnE4M3CacheAndMultipliesByItsScales) {
+  ExpectMatchesReference({.kv_dtype = DType::kF8E4M3}, kShapes);
+  ExpectMatchesReference({.kv_dtype = DType::kF8E4M3, .kv_scales = true}, kShapes);
+  ExpectMatchesReference({.head_dim = 8, .kv_dtype = DType::kBF16, .kv_scales = true}, kShapes);
+}
+
+// All 256 codes, as keys and as values: a lone key's weight is 1, so o is its value.
+TEST(PagedAttention, ReadsEachE4M3CodeExactly) {
+  std::vector<uint8_t> v_cache(256);
+  std::iota(v_cache.begin(), v_cache.end(), 0);
+  const std::vector<uint8_t> k_cache(256, 0);
+  const std::vector<float> q(256, 1);
+  std::vector<float> o(256);
+  const std::vector<int32_t> block_tables = {0}, cu_seqlens_q = {0, 1}, seqlens_kv = {1};
+  cpu::PagedAttention({.q = q.data(),
+                       .k_cache = k_cache.data(),
+                       .v_cache = v_cache.data(),
+                       .block_tables = block_tables.data(),
+                       .cu_seqlens_q = cu_seqlens_q.data(),
+                       .seqlens_kv = seqlens_kv.data(),
+                       .o = o.data(),
+                       .max_seqlen_q = 1,
+                       .num_seqs = 1,
+                       .num_heads = 1,
+                       .num_kv_heads = 1,
+                       .head_dim = 256,
+                       .block_size = 1,
+                       .max_blocks = 1,
+                       .q_stride = 256,
+                       .kv_dtype = DType::kF8E4M3});
+  for (int code = 0; code < 256; ++code) {
+    const float want = E4M3ToFloat(static_cast<uint8_t>(code));
+    if (std::isnan(want)) {
+      EXPECT_TRUE(std::isnan(o[code])) << code;
+    } else {
+      EXPECT_EQ(o[code], want) << code;
+    }
+  }
+}
+
+TEST(PagedAttention, GivesZerosToAQueryWithoutKeys) {
+  ExpectMatchesReference({}, {{1, 0}, {1, 9}, {1, 0}});
 }
 
 TEST(PagedAttention, SeesOnlyTheSlidingWindow) {

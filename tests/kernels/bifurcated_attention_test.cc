@@ -26,6 +26,14 @@ TEST(BifurcatedAttention, MatchesTheFormula) {
                     kAttentionTolerance));
 }
 
+TEST(BifurcatedAttention, WidensAnE4M3CacheAndMultipliesByItsScales) {
+  Random random(6);
+  const AttentionInputs inputs(random, {.kv_dtype = DType::kF8E4M3, .kv_scales = true},
+                               Rows(192, {1, 64, 65, 200, 7}), 192);
+  EXPECT_TRUE(Close(inputs.RunBifurcated({0, 5}, {192}), inputs.Reference(), inputs.OutputShape(),
+                    kAttentionTolerance));
+}
+
 TEST(BifurcatedAttention, MatchesTheFormulaWhenNothingIsShared) {
   Random random(2);
   const AttentionInputs inputs(random, {}, Rows(0, {1, 64, 65, 200, 7}));
@@ -71,7 +79,9 @@ void ExpectEqualsPagedAttention(int seed) {
   std::tie(shape.num_heads, shape.num_kv_heads) = heads[RandomInt(random, 0, 4)];
   shape.head_dim = head_dims[RandomInt(random, 0, 2)];
   shape.block_size = block_sizes[RandomInt(random, 0, 1)];
-  shape.kv_dtype = RandomInt(random, 0, 1) ? DType::kBF16 : DType::kF32;
+  const DType kv_dtypes[] = {DType::kF32, DType::kBF16, DType::kF8E4M3};
+  shape.kv_dtype = kv_dtypes[RandomInt(random, 0, 2)];
+  shape.kv_scales = RandomInt(random, 0, 1);
 
   const int shared_blocks = RandomInt(random, 0, 4);
   std::vector<int32_t> group_start = {0}, prefix_len;

@@ -1,5 +1,5 @@
 // Random inputs of the attention ops over a paged cache that punishes a stray read: slots that hold
-// no key are NaN, and block tables name blocks that do not exist past a sequence's end.
+// no key are NaN in every dtype, and block tables name blocks that do not exist past a sequence's end.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,7 @@ struct AttentionShape {
   int num_heads = 4, num_kv_heads = 2, head_dim = 128, block_size = 64;
   DType kv_dtype = DType::kF32;
   int sliding_window = 0;
+  bool kv_scales = false;  // k_scale and v_scale given, else nullptr
 };
 
 struct SequenceShape {
@@ -59,12 +60,21 @@ class AttentionInputs {
     }
     q_stride_ = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
     q = RandomFloats(random, int64_t{num_tokens()} * q_stride_, 2);
+    for (int h = 0; shape.kv_scales && h < shape.num_kv_heads; ++h) {
+      k_scale.push_back(0.5f + 0.25f * h);
+      v_scale.push_back(2.0f - 0.25f * h);
+    }
     SyncCache();
   }
 
   int num_tokens() const { return cu_seqlens_q.back(); }
   int num_seqs() const { return static_cast<int>(seqlens_kv.size()); }
   int max_blocks() const { return max_blocks_; }
+  int max_seqlen_q() const {
+    int max = 1;
+    for (int s = 0; s < num_seqs(); ++s) max = std::max(max, cu_seqlens_q[s + 1] - cu_seqlens_q[s]);
+    return max;
+  }
   float sm_scale() const { return 1 / std::sqrt(static_cast<float>(shape_.head_dim)); }
   std::vector<int> OutputShape() const { return {num_tokens(), shape_.num_heads, shape_.head_dim}; }
 
@@ -91,9 +101,12 @@ class AttentionInputs {
     return {.q = q.data(),
             .k_cache = k_bytes_.data(),
             .v_cache = v_bytes_.data(),
+            .k_scale = shape_.kv_scales ? k_scale.data() : nullptr,
+            .v_scale = shape_.kv_scales ? v_scale.data() : nullptr,
             .block_tables = block_tables.data(),
             .cu_seqlens_q = cu_seqlens_q.data(),
             .seqlens_kv = seqlens_kv.data(),
+            .max_seqlen_q = max_seqlen_q(),
             .num_seqs = num_seqs(),
             .num_heads = shape_.num_heads,
             .num_kv_heads = shape_.num_kv_heads,
@@ -112,6 +125,8 @@ class AttentionInputs {
     return {.q = q.data(),
             .k_cache = k_bytes_.data(),
             .v_cache = v_bytes_.data(),
+            .k_scale = shape_.kv_scales ? k_scale.data() : nullptr,
+            .v_scale = shape_.kv_scales ? v_scale.data() : nullptr,
             .block_tables = block_tables.data(),
             .seqlens_kv = seqlens_kv.data(),
             .group_start = group_start.data(),
@@ -133,7 +148,7 @@ class AttentionInputs {
     return std::vector<float>(int64_t{num_tokens()} * shape_.num_heads * shape_.head_dim, NAN);
   }
 
-  // softmax(q K^T sm_scale) V in double, each query over the keys that it sees.
+  // softmax(q K^T sm_scale) V in double, each query over the keys that it sees; 0 over none.
   std::vector<double> Reference() const {
     std::vector<double> o;
     const int group = shape_.num_heads / shape_.num_kv_heads;
@@ -165,6 +180,7 @@ class AttentionInputs {
   std::vector<int32_t> block_tables;        // [num_seqs, max_blocks]
   std::vector<int32_t> cu_seqlens_q = {0};  // [num_seqs + 1]
   std::vector<int32_t> seqlens_kv;          // [num_seqs]
+  std::vector<float> k_scale, v_scale;      // [num_kv_heads], or empty
 
  private:
   void MakeCache(Random& random, int num_blocks) {
@@ -190,6 +206,9 @@ class AttentionInputs {
       for (std::vector<float>* cache : {&k_, &v_}) {
         std::vector<float> values = RandomFloats(random, size, 2);
         if (shape_.kv_dtype == DType::kBF16) values = RoundToBF16(values);
+        if (shape_.kv_dtype == DType::kF8E4M3) {
+          for (float& v : values) v = E4M3ToFloat(FloatToE4M3(v));
+        }
         std::copy(values.begin(), values.end(), cache->begin() + at);
       }
     }
@@ -201,6 +220,8 @@ class AttentionInputs {
       for (size_t i = 0; i < from.size(); ++i) {
         if (shape_.kv_dtype == DType::kBF16) {
           reinterpret_cast<uint16_t*>(to.data())[i] = FloatToBF16(from[i]);
+        } else if (shape_.kv_dtype == DType::kF8E4M3) {
+          reinterpret_cast<uint8_t*>(to.data())[i] = FloatToE4M3(from[i]);
         } else {
           reinterpret_cast<float*>(to.data())[i] = from[i];
         }
@@ -217,7 +238,7 @@ class AttentionInputs {
       const float* key = &k_[KeyOffset(s, kv_head, j)];
       double score = 0;
       for (int d = 0; d < shape_.head_dim; ++d) score += double{query[d]} * key[d];
-      scores.push_back(score * sm_scale());
+      scores.push_back(score * sm_scale() * (shape_.kv_scales ? k_scale[kv_head] : 1));
       max = std::max(max, scores.back());
     }
     std::vector<double> o(shape_.head_dim, 0.0);
@@ -227,7 +248,8 @@ class AttentionInputs {
       for (int d = 0; d < shape_.head_dim; ++d) o[d] += p * value[d];
       sum += p;
     }
-    for (double& x : o) x /= sum;
+    const double v_factor = shape_.kv_scales ? v_scale[kv_head] : 1;
+    for (double& x : o) x = sum > 0 ? x / sum * v_factor : 0;
     return o;
   }
 

@@ -120,8 +120,87 @@ TEST(ModelConfig, RefusesWhatIsNotServed) {
   EXPECT_THAT(ErrorWith("rope_scaling", 3), HasSubstr("rope_scaling"));
   EXPECT_THAT(ErrorWith("attention_bias", true), HasSubstr("attention_bias: true is not served"));
   EXPECT_THAT(ErrorWith("hidden_act", "gelu"), HasSubstr("hidden_act: \"gelu\" is not served"));
-  EXPECT_THAT(ErrorWith("quantization_config", {{"quant_method", "fp8"}}),
-              HasSubstr("quantization_config"));
+}
+
+// Each is an exporter's, shortened to what is read.
+Json AutoFp8() { return {{"quant_method", "fp8"}, {"activation_scheme", "static"}}; }
+
+Json CompressedTensors() {
+  return Json::parse(R"({"quant_method": "compressed-tensors", "format": "float-quantized",
+      "config_groups": {"group_0": {
+        "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "dynamic": false},
+        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token"}}}})");
+}
+
+Json ModelOpt() { return {{"quant_method", "modelopt"}, {"quant_algo", "FP8"}}; }
+
+TEST(QuantizationConfig, TakesFp8OfEachExporter) {
+  for (const Json& quantization : {AutoFp8(), CompressedTensors(), ModelOpt()}) {
+    Json json = Mixtral();
+    json["quantization_config"] = quantization;
+    const auto config = ParseModelConfig(json, "m");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_TRUE(config->is_fp8);
+  }
+  EXPECT_FALSE(ParseModelConfig(Mixtral(), "m")->is_fp8);
+}
+
+// The error when `at` (a JSON pointer) of a quantization_config takes this value.
+std::string QuantizationError(Json quantization, const std::string& at, const Json& value) {
+  quantization[Json::json_pointer(at)] = value;
+  return ErrorWith("quantization_config", quantization);
+}
+
+TEST(QuantizationConfig, RefusesTheRestByFieldAndValue) {
+  const std::string where = "m/config.json: quantization_config: ";
+  EXPECT_EQ(QuantizationError(AutoFp8(), "/quant_method", "awq"),
+            where + "quant_method: \"awq\" is not served (only fp8, compressed-tensors, modelopt)");
+  EXPECT_EQ(ErrorWith("quantization_config", Json::object()), where + "quant_method: is missing");
+  EXPECT_EQ(ErrorWith("quantization_config", 8), where + "must be an object, is 8");
+
+  EXPECT_EQ(QuantizationError(AutoFp8(), "/weight_block_size", {128, 128}),
+            where + "weight_block_size: [128,128] is not served (only null)");
+  EXPECT_EQ(QuantizationError(AutoFp8(), "/fmt", "e5m2"),
+            where + "fmt: \"e5m2\" is not served (only \"e4m3\")");
+  EXPECT_THAT(QuantizationError(AutoFp8(), "/activation_scheme", 3),
+              HasSubstr("activation_scheme: 3 is not served (only static, dynamic)"));
+  EXPECT_THAT(QuantizationError(AutoFp8(), "/kv_cache_scheme", "int8"),
+              HasSubstr("kv_cache_scheme: must be an object"));
+
+  const std::string group = "/config_groups/group_0/";
+  EXPECT_EQ(
+      QuantizationError(CompressedTensors(), group + "weights/num_bits", 4),
+      where + "config_groups: group_0: weights: num_bits: must be an integer in [8, 8], is 4");
+  EXPECT_THAT(QuantizationError(CompressedTensors(), group + "weights/type", "int"),
+              HasSubstr("weights: type: \"int\" is not served (only float)"));
+  EXPECT_THAT(QuantizationError(CompressedTensors(), group + "weights/strategy", "block"),
+              HasSubstr("weights: strategy: \"block\" is not served (only tensor, channel)"));
+  EXPECT_THAT(QuantizationError(CompressedTensors(), group + "weights/symmetric", false),
+              HasSubstr("weights: symmetric: false is not served"));
+  EXPECT_THAT(QuantizationError(CompressedTensors(), group + "input_activations", nullptr),
+              HasSubstr("group_0: input_activations: is missing"));
+  EXPECT_THAT(QuantizationError(CompressedTensors(), "/format", "pack-quantized"),
+              HasSubstr("format: \"pack-quantized\" is not served"));
+  EXPECT_THAT(QuantizationError(CompressedTensors(), "/transform_config", {{"R1", 1}}),
+              HasSubstr("transform_config: {\"R1\":1} is not served"));
+
+  EXPECT_THAT(QuantizationError(ModelOpt(), "/quant_algo", "NVFP4"),
+              HasSubstr("quant_algo: \"NVFP4\" is not served (only FP8, FP8_PER_CHANNEL"));
+}
+
+TEST(QuantizationConfig, IsReadFromModelOptsOwnFile) {
+  const testing::TempFolder folder;
+  folder.Write("config.json", Mixtral().dump());
+  const auto with = [&](const char* quantization) {
+    folder.Write("hf_quant_config.json", Json{{"quantization", Json::parse(quantization)}}.dump());
+    return LoadModelConfig(folder.path());
+  };
+  EXPECT_TRUE(with(R"({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"})")->is_fp8);
+  EXPECT_FALSE(with(R"({"quant_algo": null, "kv_cache_quant_algo": "FP8"})")->is_fp8);
+  EXPECT_EQ(with(R"({"quant_algo": "W4A16_AWQ"})").status().message(),
+            folder.File("hf_quant_config.json") +
+                ": quantization: quant_algo: \"W4A16_AWQ\" is not served (only FP8, "
+                "FP8_PER_CHANNEL_PER_TOKEN)");
 }
 
 TEST(ModelConfig, NamesAFileThatIsMissingOrBroken) {

@@ -3,43 +3,26 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
-#include <filesystem>
-
-#include "tests/worker_model/model_folder.h"
+#include "tests/worker_model/weight_views.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/dummy_weights.h"
 
 namespace bough {
 namespace {
 
+using testing::At;
+using testing::ExpectShardsAreCutFromTheWhole;
 using ::testing::HasSubstr;
+using testing::LoadedShard;
+using testing::LoadShard;
 
 constexpr char kTinyMixtral[] = "tests/golden/tiny_mixtral";
 constexpr char kTinyLlama[] = "tests/golden/tiny_llama";
 
-Weights LoadShard(const ModelConfig& config, const WeightSource& source, int tp, int ep, int rank) {
-  auto weights = LoadWeights(config, *MakeShard(config, tp, ep, rank), source, [](auto, auto) {});
-  EXPECT_TRUE(weights.ok()) << weights.status();
-  return *std::move(weights);
-}
-
-float At(const Weight& weight, int64_t i) {
-  if (weight.dtype == DType::kF32) return static_cast<const float*>(weight.data)[i];
-  return BF16ToFloat(static_cast<const uint16_t*>(weight.data)[i]);
-}
-
-// Row `row` of two matrices of `cols` columns agrees.
-void ExpectSameRow(const Weight& a, int64_t a_row, const Weight& b, int64_t b_row, int64_t cols) {
-  for (int64_t i = 0; i < cols; ++i) {
-    ASSERT_EQ(At(a, a_row * cols + i), At(b, b_row * cols + i)) << "column " << i;
-  }
-}
-
 TEST(Weights, KeepBf16AndWidenNorms) {
   const auto config = LoadModelConfig(kTinyMixtral);
-  const Weights w = LoadShard(*config, **Checkpoint::Open(kTinyMixtral), 1, 1, 0);
+  const LoadedShard loaded = LoadShard(*config, **Checkpoint::Open(kTinyMixtral), false, 1, 1, 0);
+  const Weights& w = loaded.weights;
   EXPECT_EQ(w.layers[0].gate_up.dtype, DType::kBF16);
   EXPECT_EQ(w.embedding.dtype, DType::kBF16);
   EXPECT_EQ(w.layers[0].input_norm.dtype, DType::kF32);
@@ -48,76 +31,47 @@ TEST(Weights, KeepBf16AndWidenNorms) {
 TEST(Weights, HeadSharesTheEmbeddingWhenTied) {
   const auto config = LoadModelConfig(kTinyLlama);
   ASSERT_TRUE(config->tie_word_embeddings);
-  const Weights w = LoadShard(*config, **Checkpoint::Open(kTinyLlama), 2, 1, 1);
+  const LoadedShard loaded = LoadShard(*config, **Checkpoint::Open(kTinyLlama), false, 2, 1, 1);
+  const Weights& w = loaded.weights;
   const int64_t first = config->vocab_size / 2 * config->hidden_size;
   EXPECT_EQ(static_cast<const float*>(w.lm_head.data),
             static_cast<const float*>(w.embedding.data) + first);
 }
 
-TEST(Weights, ExpertShardsTileTheFullTensors) {
+TEST(Weights, ShardsTileTheFullTensors) {
   const auto config = LoadModelConfig(kTinyMixtral);
   const auto source = Checkpoint::Open(kTinyMixtral);
-  const Weights full = LoadShard(*config, **source, 1, 1, 0);
-  const int64_t hidden = config->hidden_size, inter = config->intermediate_size;
-  for (int rank = 0; rank < 3; ++rank) {  // 5 experts over 3 ranks
-    const Shard shard = *MakeShard(*config, 1, 3, rank);
-    const Weights part = LoadShard(*config, **source, 1, 3, rank);
-    for (int64_t e = 0; e < shard.num_experts(); ++e) {
-      const int64_t global = shard.experts.begin + e;
-      for (int64_t row = 0; row < 2 * inter; ++row) {
-        ExpectSameRow(part.layers[1].gate_up, e * 2 * inter + row, full.layers[1].gate_up,
-                      global * 2 * inter + row, hidden);
-      }
-    }
-  }
-}
-
-TEST(Weights, IntermediateSlicesTileGateUpAndDown) {
-  const auto config = LoadModelConfig(kTinyMixtral);
-  const auto source = Checkpoint::Open(kTinyMixtral);
-  const Weights full = LoadShard(*config, **source, 1, 1, 0);
-  const int64_t hidden = config->hidden_size, inter = config->intermediate_size;
-  for (int rank = 0; rank < 3; ++rank) {
-    const Shard shard = *MakeShard(*config, 3, 1, rank);
-    const Weights part = LoadShard(*config, **source, 3, 1, rank);
-    const int64_t width = shard.intermediate_size(), begin = shard.intermediate.begin;
-    for (int64_t i = 0; i < width; ++i) {  // expert 0: gate rows, then up rows
-      ExpectSameRow(part.layers[0].gate_up, i, full.layers[0].gate_up, begin + i, hidden);
-      ExpectSameRow(part.layers[0].gate_up, width + i, full.layers[0].gate_up, inter + begin + i,
-                    hidden);
-    }
-    for (int64_t row = 0; row < hidden; ++row) {
-      for (int64_t i = 0; i < width; ++i) {
-        ASSERT_EQ(At(part.layers[0].down, row * width + i),
-                  At(full.layers[0].down, row * inter + begin + i));
-      }
-    }
-  }
+  ExpectShardsAreCutFromTheWhole(*config, **source, false, 3, 1);
+  ExpectShardsAreCutFromTheWhole(*config, **source, false, 1, 3);  // 5 experts over 3 ranks
 }
 
 TEST(Weights, DummyShardsAreCutFromOneTensor) {
   const auto config = LoadModelConfig(kTinyMixtral);
-  const DummyWeights source;
-  const Weights full = LoadShard(*config, source, 1, 1, 0);
-  const Weights part = LoadShard(*config, source, 3, 1, 2);
-  const int64_t hidden = config->hidden_size, head_dim = config->head_dim;
-  for (int64_t row = 0; row < head_dim; ++row) {  // query head 2
-    ExpectSameRow(part.layers[0].qkv, row, full.layers[0].qkv, 2 * head_dim + row, hidden);
-  }
+  ExpectShardsAreCutFromTheWhole(*config, DummyWeights(), false, 3, 1);
+  ExpectShardsAreCutFromTheWhole(*config, DummyWeights(), true, 3, 1);
+}
+
+TEST(Weights, DummyMatricesHaveVarianceOneOverColumnsAndNormsAreOnes) {
+  const auto config = LoadModelConfig(kTinyMixtral);
+  const LoadedShard full = LoadShard(*config, DummyWeights(), false, 1, 1, 0);
+  const int64_t hidden = config->hidden_size, count = config->vocab_size * hidden;
   double sum = 0, squares = 0;
-  const int64_t count = int64_t{config->vocab_size} * hidden;
   for (int64_t i = 0; i < count; ++i) {
-    sum += At(full.embedding, i);
-    squares += At(full.embedding, i) * At(full.embedding, i);
+    const float value = At(full.weights.embedding, i, hidden);
+    sum += value;
+    squares += value * value;
   }
   EXPECT_NEAR(sum / count, 0, 0.01);
   EXPECT_NEAR(squares / count * hidden, 1, 0.05);
+  EXPECT_EQ(At(full.weights.layers[1].input_norm, hidden - 1, 1), 1);
 }
 
 TEST(Weights, ReportProgressFromNothingToAll) {
   const auto config = LoadModelConfig(kTinyMixtral);
   std::vector<std::pair<int64_t, int64_t>> reports;
-  ASSERT_TRUE(LoadWeights(*config, *MakeShard(*config, 1, 1, 0), DummyWeights(),
+  const auto device = MakeCpuDevice();
+  ASSERT_TRUE(LoadWeights(*config, *MakeShard(*config, 1, 1, 0), DummyWeights(), false,
+                          device.get(),
                           [&](int64_t done, int64_t total) {
                             reports.push_back({done, total});
                           })
@@ -131,16 +85,90 @@ TEST(Weights, NameATensorThatTheConfigContradicts) {
   auto config = LoadModelConfig(kTinyMixtral);
   const auto source = Checkpoint::Open(kTinyMixtral);
   config->intermediate_size = 96;
-  const auto wrong =
-      LoadWeights(*config, *MakeShard(*config, 1, 1, 0), **source, [](auto, auto) {});
-  EXPECT_THAT(std::string(wrong.status().message()),
+  const auto device = MakeCpuDevice();
+  const auto load = [&] {
+    return LoadWeights(*config, *MakeShard(*config, 1, 1, 0), **source, false, device.get(),
+                       [](auto, auto) {})
+        .status();
+  };
+  EXPECT_THAT(std::string(load().message()),
               HasSubstr("experts.0.w1.weight' has shape [80, 96], config.json says [96, 96]"));
   config->num_hidden_layers = 3;
   config->intermediate_size = 80;
-  const auto absent =
-      LoadWeights(*config, *MakeShard(*config, 1, 1, 0), **source, [](auto, auto) {});
-  EXPECT_THAT(std::string(absent.status().message()),
+  EXPECT_THAT(std::string(load().message()),
               HasSubstr("tensor 'model.layers.2.input_layernorm.weight' is missing"));
+}
+
+// The CPU's memory, up to a limit.
+class SmallDevice : public Device {
+ public:
+  explicit SmallDevice(int64_t num_bytes) : free_(num_bytes) {}
+  int num_allocations() const { return num_allocations_; }
+
+  void* Allocate(int64_t num_bytes) override {
+    if (num_bytes > free_) return nullptr;
+    free_ -= num_bytes;
+    ++num_allocations_;
+    return cpu_->Allocate(num_bytes);
+  }
+  void Free(void* data) override {
+    --num_allocations_;
+    cpu_->Free(data);
+  }
+  const Ops& ops() const override { return cpu_->ops(); }
+  Stream stream() const override { return cpu_->stream(); }
+  std::string name() const override { return "small"; }
+  bool is_cuda() const override { return false; }
+  void* AllocateHost(int64_t num_bytes) override { return cpu_->AllocateHost(num_bytes); }
+  void FreeHost(void* data) override { cpu_->FreeHost(data); }
+  int64_t FreeBytes() const override { return free_; }
+  int64_t TotalBytes() const override { return free_; }
+  void CopyToDevice(void* dst, const void* src, int64_t num_bytes) override {
+    cpu_->CopyToDevice(dst, src, num_bytes);
+  }
+  void CopyToHost(void* dst, const void* src, int64_t num_bytes) override {
+    cpu_->CopyToHost(dst, src, num_bytes);
+  }
+  void CopyRows(void* dst, int64_t dst_stride, const void* src, int64_t src_stride,
+                int64_t row_bytes, int64_t num_rows) override {
+    cpu_->CopyRows(dst, dst_stride, src, src_stride, row_bytes, num_rows);
+  }
+  void Zero(void* data, int64_t num_bytes) override { cpu_->Zero(data, num_bytes); }
+  void Synchronize() override { cpu_->Synchronize(); }
+  std::unique_ptr<DeviceEvent> NewEvent() override { return cpu_->NewEvent(); }
+  std::unique_ptr<LaunchGraph> Capture(const std::function<void()>& launch) override {
+    return cpu_->Capture(launch);
+  }
+
+ private:
+  const std::unique_ptr<Device> cpu_ = MakeCpuDevice();
+  int64_t free_;
+  int num_allocations_ = 0;
+};
+
+TEST(Weights, SayWhatDoesNotFitAndFreeWhatDid) {
+  const auto config = LoadModelConfig(kTinyMixtral);
+  SmallDevice device(200'000);
+  const auto weights = LoadWeights(*config, *MakeShard(*config, 1, 1, 0), DummyWeights(), false,
+                                   &device, [](auto, auto) {});
+  EXPECT_EQ(weights.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(weights.status().message()),
+              HasSubstr("weights: cannot allocate 153600 bytes on small"));
+  EXPECT_EQ(device.num_allocations(), 0);
+}
+
+TEST(Weights, BytesAreKnownBeforeLoading) {
+  const auto config = LoadModelConfig(kTinyMixtral);
+  const auto source = Checkpoint::Open(kTinyMixtral);
+  for (bool quantize : {false, true}) {
+    const auto expected =
+        WeightBytes(*config, *MakeShard(*config, 3, 1, 1), **source, quantize, /*is_cuda=*/false);
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    const LoadedShard loaded = LoadShard(*config, **source, quantize, 3, 1, 1);
+    int64_t num_bytes = 0;
+    for (const DeviceBuffer& buffer : loaded.weights.storage) num_bytes += buffer.num_bytes();
+    EXPECT_EQ(num_bytes, *expected);
+  }
 }
 
 }  // namespace

@@ -1,16 +1,16 @@
 #include "worker/model/checkpoint.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "common/check.h"
 #include "common/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/model/read_ahead.h"
 #include "xxhash.h"
 
 namespace bough {
@@ -46,17 +46,6 @@ absl::StatusOr<absl::flat_hash_map<std::string, std::string>> ReadIndex(const st
     map[tensor] = shard.get<std::string>();
   }
   return map;
-}
-
-float Widen(DType dtype, const uint8_t* bytes, int64_t i) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, bytes + 4 * i, sizeof(value));
-    return value;
-  }
-  uint16_t half;
-  std::memcpy(&half, bytes + 2 * i, sizeof(half));
-  return dtype == DType::kBF16 ? BF16ToFloat(half) : F16ToFloat(half);
 }
 
 }  // namespace
@@ -117,39 +106,66 @@ const TensorView* Checkpoint::FindTensor(const std::string& name) const {
   return at == tensors_.end() ? nullptr : &at->second;
 }
 
-absl::StatusOr<DType> Checkpoint::Find(const TensorSlice& slice) const {
-  const TensorView* view = FindTensor(slice.tensor);
+absl::StatusOr<StoredTensor> Checkpoint::Find(const std::string& tensor, const Shape& shape) const {
+  const TensorView* view = FindTensor(tensor);
   if (view == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat(model_dir_, ": tensor '", slice.tensor, "' is missing"));
+    return absl::NotFoundError(absl::StrCat(model_dir_, ": tensor '", tensor, "' is missing"));
   }
-  if (view->shape != slice.shape) {
-    return Bad(model_dir_, ": tensor '", slice.tensor, "' has shape ", ShapeText(view->shape),
-               ", config.json says ", ShapeText(slice.shape));
+  if (view->shape != shape) {
+    return Bad(model_dir_, ": tensor '", tensor, "' has shape ", ShapeText(view->shape),
+               ", config.json says ", ShapeText(shape));
   }
   if (view->dtype == DType::kI32) {
-    return Bad(model_dir_, ": tensor '", slice.tensor, "' has dtype I32, a weight must be ",
-               "F32, F16 or BF16");
+    return Bad(model_dir_, ": tensor '", tensor, "' has dtype I32, a weight must be ",
+               "F32, F16, BF16 or F8_E4M3");
   }
-  return view->dtype;
+  StoredTensor stored;
+  stored.dtype = view->dtype;
+  stored.bytes = view->bytes.data();
+  const std::string scale_name = tensor + "_scale";
+  const TensorView* scale = FindTensor(scale_name);
+  if (view->dtype != DType::kF8E4M3) {
+    if (scale == nullptr) return stored;
+    return Bad(model_dir_, ": tensor '", scale_name, "' scales '", tensor, "', which is ",
+               Name(view->dtype), " and not F8_E4M3");
+  }
+  if (scale == nullptr) {
+    return Bad(model_dir_, ": tensor '", tensor, "' is F8_E4M3, but its scales '", scale_name,
+               "' are missing");
+  }
+  ASSIGN_OR_RETURN(stored.scale, ReadScale(*scale, shape[0]));
+  return stored;
 }
 
-void Checkpoint::Copy(const TensorSlice& slice, DType dtype, void* out) const {
-  const TensorView& view = *FindTensor(slice.tensor);
-  const int64_t num_cols = slice.shape.size() > 1 ? slice.shape[1] : 1;
-  const int64_t width = slice.cols.size();
-  for (int64_t row = 0; row < slice.rows.size(); ++row) {
-    const int64_t first = (slice.rows.begin + row) * num_cols + slice.cols.begin;
-    const uint8_t* in = view.bytes.data() + first * SizeOf(view.dtype);
-    if (dtype == view.dtype) {
-      const int64_t row_bytes = width * SizeOf(dtype);
-      std::memcpy(static_cast<uint8_t*>(out) + row * row_bytes, in, row_bytes);
-    } else {
-      CHECK(dtype == DType::kF32) << "cannot narrow " << Name(view.dtype);
-      float* out_row = static_cast<float*>(out) + row * width;
-      for (int64_t col = 0; col < width; ++col) out_row[col] = Widen(view.dtype, in, col);
+absl::StatusOr<std::vector<float>> Checkpoint::FindScale(const std::string& tensor,
+                                                         int64_t count) const {
+  const TensorView* view = FindTensor(tensor);
+  if (view == nullptr) return std::vector<float>();
+  return ReadScale(*view, count);
+}
+
+absl::StatusOr<std::vector<float>> Checkpoint::ReadScale(const TensorView& view,
+                                                         int64_t count) const {
+  const auto bad = [&](const auto&... text) {
+    return Bad(model_dir_, ": tensor '", view.name, "' ", text...);
+  };
+  const Shape& shape = view.shape;
+  const bool one = shape.empty() || shape == Shape{1};
+  if (!one && shape != Shape{count} && shape != Shape{count, 1}) {
+    return bad("has shape ", ShapeText(shape), ", scales must be [], [1], [", count, "] or [",
+               count, ", 1]");
+  }
+  if (view.dtype == DType::kI32 || view.dtype == DType::kF8E4M3) {
+    return bad("has dtype ", Name(view.dtype), ", scales must be F32, F16 or BF16");
+  }
+  std::vector<float> scale(one ? 1 : count);
+  for (size_t i = 0; i < scale.size(); ++i) {
+    scale[i] = Widen(view.dtype, view.bytes.data(), i);
+    if (!std::isfinite(scale[i]) || scale[i] <= 0) {
+      return bad("is ", scale[i], " at ", i, ", scales must be positive numbers");
     }
   }
+  return scale;
 }
 
 std::string Checkpoint::fingerprint() const {

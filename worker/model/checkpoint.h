@@ -21,13 +21,17 @@ class Checkpoint : public WeightSource {
   // nullptr when there is no such tensor.
   const TensorView* FindTensor(const std::string& name) const;
 
-  absl::StatusOr<DType> Find(const TensorSlice& slice) const override;
-  void Copy(const TensorSlice& slice, DType dtype, void* out) const override;
+  // The scales of an f8_e4m3 tensor X are the tensor X_scale: f32, bf16 or f16, of shape [] or [1]
+  // (one for the tensor), [rows] or [rows, 1] (one an output channel).
+  absl::StatusOr<StoredTensor> Find(const std::string& tensor, const Shape& shape) const override;
+  absl::StatusOr<std::vector<float>> FindScale(const std::string& tensor,
+                                               int64_t count) const override;
   // Of the headers: names, dtypes, shapes.
   std::string fingerprint() const override;
 
  private:
   absl::StatusOr<std::vector<TensorView>> Map(const std::string& file);
+  absl::StatusOr<std::vector<float>> ReadScale(const TensorView& view, int64_t count) const;
   absl::Status OpenShards(const std::string& index_path);
 
   std::string model_dir_;

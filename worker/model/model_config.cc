@@ -1,90 +1,19 @@
 #include "worker/model/model_config.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
-#include <limits>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/model/field_reader.h"
+#include "worker/model/quantization_config.h"
 
 namespace bough {
 namespace {
 
 using Json = nlohmann::json;
-
-// Reads fields until the first bad one; afterwards everything is a no-op and status() is its error.
-class FieldReader {
- public:
-  FieldReader(const Json& json, const std::string& path) : json_(json), path_(path) {}
-
-  absl::Status status() const { return status_; }
-
-  void Fail(const std::string& field, const std::string& what) {
-    if (status_.ok()) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(path_, ": ", field, ": ", what));
-    }
-  }
-
-  // Absent and null are the same: Hugging Face writes null for "not set".
-  bool Has(const std::string& field) const {
-    return json_.contains(field) && !json_[field].is_null();
-  }
-
-  int Int(const std::string& field, int64_t low, int64_t high) {
-    if (!Has(field)) return Fail(field, "is missing"), 0;
-    const Json& value = json_[field];
-    const int64_t number = value.is_number_integer() ? value.get<int64_t>() : low - 1;
-    if (number < low || number > high) {
-      Fail(field, absl::StrCat("must be an integer in [", low, ", ", high, "], is ", Text(value)));
-      return 0;
-    }
-    return static_cast<int>(number);
-  }
-  int Int(const std::string& field, int64_t low, int64_t high, int if_absent) {
-    return Has(field) ? Int(field, low, high) : if_absent;
-  }
-
-  float Positive(const std::string& field) {
-    if (!Has(field)) return Fail(field, "is missing"), 0.0f;
-    const Json& value = json_[field];
-    const float number = value.is_number() ? value.get<float>() : 0;
-    if (!(number > 0 && number <= std::numeric_limits<float>::max())) {
-      Fail(field, absl::StrCat("must be a positive number, is ", Text(value)));
-    }
-    return number;
-  }
-  float Positive(const std::string& field, float if_absent) {
-    return Has(field) ? Positive(field) : if_absent;
-  }
-
-  bool Bool(const std::string& field) {
-    if (!Has(field)) return false;
-    if (!json_[field].is_boolean()) {
-      return Fail(field, absl::StrCat("must be a bool, is ", Text(json_[field]))), false;
-    }
-    return json_[field].get<bool>();
-  }
-
-  // The field may be absent, or have this value.
-  void Only(const std::string& field, const Json& served) {
-    if (Has(field) && json_[field] != served) {
-      Fail(field, absl::StrCat(Text(json_[field]), " is not served (only ", Text(served), ")"));
-    }
-  }
-
-  // A value as one short line.
-  static std::string Text(const Json& value) {
-    std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-    if (text.size() > 80) text = text.substr(0, 77) + "...";
-    return text;
-  }
-
- private:
-  const Json& json_;
-  const std::string& path_;
-  absl::Status status_;
-};
 
 std::string Architecture(const Json& json, FieldReader* in) {
   if (!in->Has("architectures")) return in->Fail("architectures", "is missing"), "";
@@ -141,6 +70,18 @@ void CheckHeads(const ModelConfig& c, bool head_dim_given, FieldReader* in) {
   }
 }
 
+absl::StatusOr<Json> ReadJson(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  std::stringstream text;
+  text << file.rdbuf();
+  Json json = Json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is not valid JSON"));
+  }
+  return json;
+}
+
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseModelConfig(const Json& json, const std::string& path) {
@@ -175,23 +116,28 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const Json& json, const std::string
   in.Only("hidden_act", "silu");
   in.Only("attention_bias", false);
   in.Only("mlp_bias", false);
-  in.Only("quantization_config", nullptr);
   CheckHeads(c, in.Has("head_dim"), &in);
   RETURN_IF_ERROR(in.status());
+  if (in.Has("quantization_config")) {
+    ASSIGN_OR_RETURN(c.is_fp8, ParseQuantizationConfig(json["quantization_config"],
+                                                       path + ": quantization_config"));
+  }
   return c;
 }
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
   const std::string path = model_dir + "/config.json";
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
-  std::stringstream text;
-  text << file.rdbuf();
-  const Json json = Json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": is not valid JSON"));
+  ASSIGN_OR_RETURN(const Json json, ReadJson(path));
+  ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(json, path));
+  // ModelOpt's older exports say it in a file of its own.
+  const std::string modelopt_path = model_dir + "/hf_quant_config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(modelopt_path, ignored)) {
+    ASSIGN_OR_RETURN(const Json modelopt, ReadJson(modelopt_path));
+    ASSIGN_OR_RETURN(const bool is_fp8, ParseHfQuantConfig(modelopt, modelopt_path));
+    config.is_fp8 = config.is_fp8 || is_fp8;
   }
-  return ParseModelConfig(json, path);
+  return config;
 }
 
 }  // namespace bough

@@ -21,12 +21,14 @@ struct ModelConfig {
   float rms_norm_eps = 1e-5f;
   float rope_theta = 10000.0f;
   bool tie_word_embeddings = false;
+  bool is_fp8 = false;  // its linear layers are stored as f8_e4m3 (quantization_config.h)
 
   bool is_moe() const { return num_local_experts > 0; }
 };
 
 // INVALID_ARGUMENT names the file, the field and its value: missing, of the wrong type, out of range,
-// contradictory, or a feature that is not served (rope_scaling, attention_bias, other architectures).
+// contradictory, or a feature that is not served (rope_scaling, attention_bias, other architectures,
+// quantisations other than those of quantization_config.h).
 absl::StatusOr<ModelConfig> ParseModelConfig(const nlohmann::json& json, const std::string& path);
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 

@@ -75,7 +75,8 @@ absl::StatusOr<TensorView> ParseEntry(const std::string& name, const Json& entry
   const std::string dtype_name = entry["dtype"].get<std::string>();
   const std::optional<DType> dtype = ParseDType(dtype_name);
   if (!dtype) {
-    return Bad(path, who, "dtype ", dtype_name, " is not served (only F32, F16, BF16, F8_E4M3, I32)");
+    return Bad(path, who, "dtype ", dtype_name,
+               " is not served (only F32, F16, BF16, F8_E4M3, I32)");
   }
   view.dtype = *dtype;
   const auto shape = ParseNumbers(entry, "shape");

@@ -1,181 +1,240 @@
 #include "worker/model/weights.h"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/model/read_ahead.h"
+#include "worker/model/weight_plan.h"
 
 namespace bough {
 namespace {
 
 constexpr int64_t kProgressBytes = int64_t{64} << 20;
+// What travels at once: long enough for the bus, short enough for many readers.
+constexpr int64_t kBandBytes = int64_t{16} << 20;
 
-// A weight and the slices that it is made of, one below the other.
-struct Placement {
-  Weight* weight;
-  std::vector<TensorSlice> slices;
-  bool is_norm = false;
+// Elements that travel at once: rows of host memory or of FillUniform, and where they go.
+struct Band {
+  HostRows host;           // src is nullptr: filled on the device
+  FillUniformParams fill;  // its shape and dtype are the band's in either case
+  void* out = nullptr;
+  // When they are quantised on the way: the rows' scales, and which columns are this rank's.
+  float* scale = nullptr;
+  Range cols;
 
-  int64_t num_bytes() const {
-    int64_t elements = 0;
-    for (const TensorSlice& slice : slices) elements += slice.num_elements();
-    return elements * static_cast<int64_t>(SizeOf(weight->dtype));
+  int64_t num_bytes() const { return fill.num_rows * fill.num_cols * SizeOf(fill.dtype); }
+  int64_t out_bytes() const {
+    return scale == nullptr ? num_bytes() : fill.num_rows * (cols.size() + sizeof(float));
   }
 };
 
-// All weights of a shard as slices of the checkpoint's tensors.
-class Plan {
+// The dtype in which a slice reaches the device. The CPU's Quantize takes f32.
+DType TravelDType(const PlannedWeight& planned, const StoredTensor& stored, bool is_cuda) {
+  if (planned.dtype != DType::kF8E4M3 || stored.dtype == DType::kF8E4M3) return planned.dtype;
+  return is_cuda && stored.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+// Cuts a slice into bands; row 0 of it goes to `out`, its scale to `scale`.
+void AddBands(const TensorSlice& slice, DType dtype, bool quantize, uint8_t* out, float* scale,
+              std::vector<Band>* bands) {
+  const StoredTensor& stored = slice.stored;
+  const int64_t num_cols = slice.shape.size() > 1 ? slice.shape[1] : 1;
+  const Range cols = quantize ? Range{0, num_cols} : slice.cols;
+  const int64_t row_bytes = cols.size() * static_cast<int64_t>(SizeOf(dtype));
+  const int64_t band_rows = std::max<int64_t>(1, kBandBytes / row_bytes);
+  for (int64_t row = slice.rows.begin; row < slice.rows.end; row += band_rows) {
+    const int64_t num_rows = std::min(band_rows, slice.rows.end - row);
+    Band band;
+    band.fill = {.key = stored.key,
+                 .mean = stored.mean,
+                 .half_width = stored.half_width,
+                 .row_begin = row,
+                 .num_rows = num_rows,
+                 .col_begin = cols.begin,
+                 .num_cols = cols.size(),
+                 .tensor_cols = num_cols,
+                 .dtype = dtype};
+    if (stored.bytes != nullptr) {
+      const int64_t stored_bytes = static_cast<int64_t>(SizeOf(stored.dtype));
+      band.host = {.src = stored.bytes + (row * num_cols + cols.begin) * stored_bytes,
+                   .stride_bytes = num_cols * stored_bytes,
+                   .num_rows = num_rows,
+                   .num_cols = cols.size(),
+                   .src_dtype = stored.dtype,
+                   .dtype = dtype};
+    }
+    band.out = out;
+    if (quantize) {
+      band.scale = scale;
+      band.cols = slice.cols;
+      scale += num_rows;
+    }
+    out += num_rows * (quantize ? slice.cols.size() : row_bytes);
+    bands->push_back(band);
+  }
+}
+
+// f32 numbers of the host.
+Band NumbersBand(const std::vector<float>& numbers, void* out) {
+  Band band;
+  const int64_t count = static_cast<int64_t>(numbers.size());
+  band.fill = {.num_rows = 1, .num_cols = count};
+  band.fill.dtype = DType::kF32;
+  band.host = {.src = reinterpret_cast<const uint8_t*>(numbers.data()),
+               .stride_bytes = count * static_cast<int64_t>(sizeof(float)),
+               .num_rows = 1,
+               .num_cols = count};
+  band.out = out;
+  return band;
+}
+
+// One scale a row of the slice.
+std::vector<float> RowScales(const TensorSlice& slice) {
+  const std::vector<float>& stored = slice.stored.scale;
+  if (stored.size() == 1) return std::vector<float>(slice.rows.size(), stored[0]);
+  return {stored.begin() + slice.rows.begin, stored.begin() + slice.rows.end};
+}
+
+// Allocates a plan's buffers, then carries everything into them.
+class Loader {
  public:
-  Plan(const ModelConfig& config, const Shard& shard, Weights* weights) : c_(config), s_(shard) {
-    const Range vocab = {0, c_.vocab_size};
-    placements_.push_back(
-        {&weights->embedding, {Rows("model.embed_tokens.weight", c_.vocab_size, hidden_, vocab)}});
-    for (int i = 0; i < c_.num_hidden_layers; ++i) {
-      AddLayer(absl::StrCat("model.layers.", i, "."), &weights->layers[i]);
+  Loader(Device* device, const std::function<void(int64_t, int64_t)>& progress)
+      : device_(device), progress_(progress) {}
+
+  absl::Status Allocate(const WeightPlan& plan, Weights* weights) {
+    total_bytes_ = plan.num_bytes();
+    progress_(0, total_bytes_);
+    for (const PlannedWeight& planned : plan.weights) {
+      ASSIGN_OR_RETURN(DeviceBuffer buffer,
+                       DeviceBuffer::Allocate(device_, planned.num_bytes(), "weights"));
+      Add(planned, buffer.as<uint8_t>());
+      weights->storage.push_back(std::move(buffer));
     }
-    AddNorm("model.norm.weight", &weights->norm);
-    if (!c_.tie_word_embeddings) {
-      placements_.push_back(
-          {&weights->lm_head, {Rows("lm_head.weight", c_.vocab_size, hidden_, s_.vocab)}});
+    for (const PlannedKvScale& scale : plan.kv_scales) {
+      const int64_t num_bytes = static_cast<int64_t>(scale.values.size() * sizeof(float));
+      ASSIGN_OR_RETURN(DeviceBuffer buffer,
+                       DeviceBuffer::Allocate(device_, num_bytes, "KV scales"));
+      *scale.pointer = buffer.as<float>();
+      bands_.push_back(NumbersBand(scale.values, buffer.data()));
+      weights->storage.push_back(std::move(buffer));
     }
+    return AllocateStaging();
   }
 
-  std::vector<Placement>& placements() { return placements_; }
+  void Run() {
+    std::vector<HostRows> host;
+    for (const Band& band : bands_) {
+      if (band.host.src != nullptr) host.push_back(band.host);
+    }
+    ReadAhead reader(std::move(host), device_);
+    int64_t done_bytes = 0, reported_bytes = 0;
+    for (const Band& band : bands_) {
+      band.scale == nullptr ? Bring(band, &reader, band.out) : BringQuantized(band, &reader);
+      done_bytes += band.out_bytes();
+      if (done_bytes - reported_bytes < kProgressBytes) continue;
+      progress_(std::min(done_bytes, total_bytes_ - 1), total_bytes_);
+      reported_bytes = done_bytes;
+    }
+    device_->Synchronize();
+    progress_(total_bytes_, total_bytes_);
+  }
 
  private:
-  static TensorSlice Rows(std::string name, int64_t rows, int64_t cols, Range range) {
-    return {std::move(name), {rows, cols}, range, {0, cols}};
+  void Add(const PlannedWeight& planned, uint8_t* out) {
+    Weight& weight = *planned.weight;
+    weight.data = out;
+    const bool is_fp8 = planned.dtype == DType::kF8E4M3;
+    float* scale = is_fp8 ? reinterpret_cast<float*>(out + planned.scale_begin()) : nullptr;
+    weight.scale = scale;
+    for (const TensorSlice& slice : planned.slices) {
+      const bool quantize = is_fp8 && slice.stored.dtype != DType::kF8E4M3;
+      const DType dtype = TravelDType(planned, slice.stored, device_->is_cuda());
+      AddBands(slice, dtype, quantize, out, scale, &bands_);
+      if (is_fp8 && !quantize) {
+        row_scales_.push_back(std::make_unique<std::vector<float>>(RowScales(slice)));
+        bands_.push_back(NumbersBand(*row_scales_.back(), scale));
+      }
+      out += slice.rows.size() * planned.num_cols() * static_cast<int64_t>(SizeOf(planned.dtype));
+      if (is_fp8) scale += slice.rows.size();
+    }
   }
-  static TensorSlice Cols(std::string name, int64_t rows, int64_t cols, Range range) {
-    return {std::move(name), {rows, cols}, {0, rows}, range};
-  }
-  Range HeadRows(Range heads) const { return {heads.begin * c_.head_dim, heads.end * c_.head_dim}; }
 
-  void AddNorm(std::string name, Weight* weight) {
-    placements_.push_back(
-        {weight, {{std::move(name), {hidden_}, {0, hidden_}, {0, 1}}}, /*is_norm=*/true});
+  absl::Status AllocateStaging() {
+    int64_t wide_bytes = 0, fp8_bytes = 0;
+    for (const Band& band : bands_) {
+      if (band.scale == nullptr) continue;
+      wide_bytes = std::max(wide_bytes, band.num_bytes());
+      fp8_bytes = std::max(fp8_bytes, band.fill.num_rows * band.fill.num_cols);
+    }
+    ASSIGN_OR_RETURN(wide_, DeviceBuffer::Allocate(device_, wide_bytes, "staging"));
+    ASSIGN_OR_RETURN(fp8_, DeviceBuffer::Allocate(device_, fp8_bytes, "staging"));
+    return absl::OkStatus();
   }
 
-  void AddLayer(const std::string& prefix, LayerWeights* layer) {
-    AddNorm(prefix + "input_layernorm.weight", &layer->input_norm);
-    AddAttention(prefix + "self_attn.", layer);
-    AddNorm(prefix + "post_attention_layernorm.weight", &layer->post_attention_norm);
-    if (c_.is_moe()) {
-      AddMoe(prefix + "block_sparse_moe.", layer);
+  void Bring(const Band& band, ReadAhead* reader, void* out) {
+    if (band.host.src != nullptr) {
+      device_->CopyToDevice(out, reader->Next(), band.num_bytes());
     } else {
-      placements_.push_back({&layer->gate_up,
-                             {IntermediateRows(prefix + "mlp.gate_proj.weight"),
-                              IntermediateRows(prefix + "mlp.up_proj.weight")}});
-      placements_.push_back({&layer->down, {IntermediateCols(prefix + "mlp.down_proj.weight")}});
+      FillUniformParams fill = band.fill;
+      fill.out = out;
+      device_->ops().FillUniform(fill, device_->stream());
     }
   }
 
-  void AddAttention(const std::string& prefix, LayerWeights* layer) {
-    const int64_t q_size = int64_t{c_.num_attention_heads} * c_.head_dim;
-    const int64_t kv_size = int64_t{c_.num_key_value_heads} * c_.head_dim;
-    placements_.push_back(
-        {&layer->qkv,
-         {Rows(prefix + "q_proj.weight", q_size, hidden_, HeadRows(s_.heads)),
-          Rows(prefix + "k_proj.weight", kv_size, hidden_, HeadRows(s_.kv_heads)),
-          Rows(prefix + "v_proj.weight", kv_size, hidden_, HeadRows(s_.kv_heads))}});
-    placements_.push_back(
-        {&layer->o, {Cols(prefix + "o_proj.weight", hidden_, q_size, HeadRows(s_.heads))}});
+  // The stream works in order, so the next band may use the same staging buffers.
+  void BringQuantized(const Band& band, ReadAhead* reader) {
+    Bring(band, reader, wide_.data());
+    const int64_t num_rows = band.fill.num_rows, num_cols = band.fill.num_cols;
+    const bool is_cut = band.cols.size() < num_cols;
+    device_->ops().Quantize({.x = wide_.data(),
+                             .out = is_cut ? fp8_.data() : band.out,
+                             .scale = band.scale,
+                             .num_rows = num_rows,
+                             .size = static_cast<int>(num_cols),
+                             .dtype = band.fill.dtype},
+                            device_->stream());
+    if (!is_cut) return;
+    device_->CopyRows(band.out, band.cols.size(), fp8_.as<uint8_t>() + band.cols.begin, num_cols,
+                      band.cols.size(), num_rows);
   }
 
-  // Mixtral's names: w1 = gate, w3 = up, w2 = down.
-  void AddMoe(const std::string& prefix, LayerWeights* layer) {
-    const int64_t num_experts = c_.num_local_experts;
-    placements_.push_back(
-        {&layer->gate, {Rows(prefix + "gate.weight", num_experts, hidden_, {0, num_experts})}});
-    Placement gate_up = {&layer->gate_up, {}}, down = {&layer->down, {}};
-    for (int64_t e = s_.experts.begin; e < s_.experts.end; ++e) {
-      const std::string expert = absl::StrCat(prefix, "experts.", e, ".");
-      gate_up.slices.push_back(IntermediateRows(expert + "w1.weight"));
-      gate_up.slices.push_back(IntermediateRows(expert + "w3.weight"));
-      down.slices.push_back(IntermediateCols(expert + "w2.weight"));
-    }
-    placements_.push_back(std::move(gate_up));
-    placements_.push_back(std::move(down));
-  }
-
-  TensorSlice IntermediateRows(std::string name) const {
-    return Rows(std::move(name), c_.intermediate_size, hidden_, s_.intermediate);
-  }
-  TensorSlice IntermediateCols(std::string name) const {
-    return Cols(std::move(name), hidden_, c_.intermediate_size, s_.intermediate);
-  }
-
-  const ModelConfig& c_;
-  const Shard& s_;
-  const int64_t hidden_ = c_.hidden_size;
-  std::vector<Placement> placements_;
+  Device* const device_;
+  const std::function<void(int64_t, int64_t)>& progress_;
+  int64_t total_bytes_ = 0;
+  std::vector<Band> bands_;
+  std::vector<std::unique_ptr<std::vector<float>>> row_scales_;  // what bands read
+  DeviceBuffer wide_, fp8_;  // a band before and after it is quantised
 };
-
-// Fails on the first tensor that is not there or not as the config says.
-absl::Status ChooseDType(const WeightSource& source, Placement* placement) {
-  bool all_bf16 = !placement->is_norm;
-  for (const TensorSlice& slice : placement->slices) {
-    ASSIGN_OR_RETURN(const DType stored, source.Find(slice));
-    all_bf16 = all_bf16 && stored == DType::kBF16;
-  }
-  placement->weight->dtype = all_bf16 ? DType::kBF16 : DType::kF32;
-  return absl::OkStatus();
-}
-
-// In bands of rows small enough for `copied` to be called every 64 MiB.
-void CopySlices(const WeightSource& source, const Placement& placement, uint8_t* out,
-                const std::function<void(int64_t)>& copied) {
-  for (const TensorSlice& slice : placement.slices) {
-    const int64_t row_bytes = slice.cols.size() * SizeOf(placement.weight->dtype);
-    const int64_t band_rows = std::max<int64_t>(1, kProgressBytes / 2 / row_bytes);
-    TensorSlice band = slice;
-    for (int64_t row = slice.rows.begin; row < slice.rows.end; row = band.rows.end) {
-      band.rows = {row, std::min(row + band_rows, slice.rows.end)};
-      source.Copy(band, placement.weight->dtype, out);
-      const int64_t band_bytes = band.rows.size() * row_bytes;
-      out += band_bytes;
-      copied(band_bytes);
-    }
-  }
-}
 
 // lm_head's rows lie in the embedding.
 Weight TiedHead(const Weight& embedding, const ModelConfig& config, const Shard& shard) {
   const int64_t offset = shard.vocab.begin * config.hidden_size * SizeOf(embedding.dtype);
-  return {static_cast<const uint8_t*>(embedding.data) + offset, embedding.dtype};
+  return {static_cast<const uint8_t*>(embedding.data) + offset, nullptr, embedding.dtype};
 }
 
 }  // namespace
 
+absl::StatusOr<int64_t> WeightBytes(const ModelConfig& config, const Shard& shard,
+                                    const WeightSource& source, bool quantize, bool is_cuda) {
+  Weights weights;
+  weights.layers.resize(config.num_hidden_layers);
+  ASSIGN_OR_RETURN(const WeightPlan plan,
+                   PlanWeights(config, shard, source, quantize, is_cuda, &weights));
+  return plan.num_bytes();
+}
+
 absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const Shard& shard,
-                                    const WeightSource& source,
+                                    const WeightSource& source, bool quantize, Device* device,
                                     const std::function<void(int64_t, int64_t)>& progress) {
   Weights weights;
   weights.layers.resize(config.num_hidden_layers);
-  Plan plan(config, shard, &weights);
-  int64_t total_bytes = 0;
-  for (Placement& placement : plan.placements()) {
-    RETURN_IF_ERROR(ChooseDType(source, &placement));
-    total_bytes += placement.num_bytes();
-  }
-
-  int64_t done_bytes = 0, reported_bytes = 0;
-  const auto copied = [&](int64_t num_bytes) {
-    done_bytes += num_bytes;
-    if (done_bytes - reported_bytes >= kProgressBytes || done_bytes == total_bytes) {
-      progress(done_bytes, total_bytes);
-      reported_bytes = done_bytes;
-    }
-  };
-  progress(0, total_bytes);
-  for (const Placement& placement : plan.placements()) {
-    ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::Allocate(placement.num_bytes(), "weights"));
-    CopySlices(source, placement, buffer.as<uint8_t>(), copied);
-    placement.weight->data = buffer.data();
-    weights.storage.push_back(std::move(buffer));
-  }
+  ASSIGN_OR_RETURN(const WeightPlan plan,
+                   PlanWeights(config, shard, source, quantize, device->is_cuda(), &weights));
+  Loader loader(device, progress);
+  RETURN_IF_ERROR(loader.Allocate(plan, &weights));
+  loader.Run();
   if (config.tie_word_embeddings) weights.lm_head = TiedHead(weights.embedding, config, shard);
   return weights;
 }

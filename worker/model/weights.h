@@ -1,5 +1,4 @@
-// A rank's weights, laid out as the ops want them. Names and shapes of the checkpoint's tensors are
-// known here and nowhere else.
+// A rank's weights, laid out as the ops want them.
 #pragma once
 
 #include <cstdint>
@@ -45,9 +44,16 @@ struct Weights {
   std::vector<DeviceBuffer> storage;  // what the others point into
 };
 
-// Checks names and shapes of all that the shard needs, then copies to `device`. `quantize`: what the
-// checkpoint has in more bits becomes f8_e4m3, except embedding, norms, gate and lm_head.
-// `progress(done, total)` in bytes, at least every 64 MiB.
+// Bytes of a shard's weights on the device, from shapes alone: what LoadWeights will allocate. Fails
+// as LoadWeights does.
+absl::StatusOr<int64_t> WeightBytes(const ModelConfig& config, const Shard& shard,
+                                    const WeightSource& source, bool quantize, bool is_cuda);
+
+// Checks names, shapes and scales of all that the shard needs, then copies to `device`. `quantize`:
+// what the checkpoint has in more bits becomes f8_e4m3, except embedding, norms, gate and lm_head.
+// A row is quantised whole before a rank takes its columns, so a layout does not change a value.
+// `progress(done, total)` in bytes of WeightBytes, at least every 64 MiB.
+// Beside the weights it takes at most 256 MiB of pinned host memory and 64 MiB of the device.
 absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const Shard& shard,
                                     const WeightSource& source, bool quantize, Device* device,
                                     const std::function<void(int64_t, int64_t)>& progress);

@@ -1,0 +1,132 @@
+// What the attention kernels share: their parameters, their launchers, and how the warps' tensor
+// core instructions are fed. attention.cu chooses among the launchers.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/device.cuh"
+
+namespace bough::cuda {
+
+// Both ops as the kernels take them. With cu_seqlens_q nullptr every sequence has one query, its
+// own row. With num_groups 0 nothing is shared.
+struct AttentionParams : PagedAttentionParams {
+  const int32_t* group_start = nullptr;  // [num_groups + 1]
+  const int32_t* prefix_len = nullptr;   // [num_groups]
+  int num_groups = 0;
+
+  __host__ __device__ int HeadsPerKv() const { return num_heads / num_kv_heads; }
+};
+
+// Keys of a block of the cache that the tensor core kernels take.
+inline constexpr int kBlockKeys = 64;
+// Heads per KV head that they take.
+inline constexpr int kMaxHeadsPerKv = 16;
+
+// Any head_dim that is a multiple of 32, any block_size, f32 too: plain FMAs.
+void LaunchPlainAttention(const AttentionParams& p, Stream stream);
+// Sequences with one query; the others are left alone. REQUIRES: bf16 q; a bf16 or e4m3 cache;
+// head_dim 64 or 128; block_size kBlockKeys; at most kMaxHeadsPerKv heads per KV head.
+void LaunchDecodeAttention(const AttentionParams& p, Stream stream);
+int64_t DecodeWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
+// Sequences with more than one query; the others are left alone. REQUIRES as above, no groups.
+void LaunchPrefillAttention(const AttentionParams& p, Stream stream);
+
+inline int NumSms() {
+  int device = 0, num_sms = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
+  return num_sms;
+}
+
+// The 16-bit type in which tensor cores multiply a cache of KV: e4m3 widens to f16 exactly.
+template <typename KV>
+using MmaType = std::conditional_t<std::is_same_v<KV, E4M3>, __half, BF16>;
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+// 2^x; 0 for -inf.
+__device__ inline float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two elements in one register, the first in the low half.
+template <typename T>
+__device__ uint32_t PackPair(float first, float second) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+}
+
+// Widens two e4m3, exactly.
+__device__ inline uint32_t WidenPair(uint16_t e4m3x2) {
+  uint32_t f16x2;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(f16x2) : "h"(e4m3x2));
+  return f16x2;
+}
+
+// bf16 pairs to T pairs; a no-op for bf16.
+template <typename T>
+__device__ uint32_t ConvertPair(uint32_t bf16x2) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return PackPair<__half>(__uint_as_float(bf16x2 << 16), __uint_as_float(bf16x2 & 0xffff0000u));
+  } else {
+    return bf16x2;
+  }
+}
+
+template <typename T>
+__device__ uint4 ConvertPairs(uint4 bf16) {
+  return {ConvertPair<T>(bf16.x), ConvertPair<T>(bf16.y), ConvertPair<T>(bf16.z),
+          ConvertPair<T>(bf16.w)};
+}
+
+// d [16, 8] += a [16, 16] b [16, 8], spread over a warp. With g = lane / 4, t = lane % 4:
+//   a[0], a[1]: rows g, g + 8 at columns 2t, 2t + 1;   a[2], a[3]: at columns 2t + 8, 2t + 9
+//   b0: rows 2t, 2t + 1 of column g;                   b1: rows 2t + 8, 2t + 9
+//   d[0], d[1]: row g, columns 2t, 2t + 1;             d[2], d[3]: row g + 8
+template <typename T>
+__device__ void Mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Transposes an 8x8 matrix of 16-bit elements; lane (g, t) holds row g at columns 2t, 2t + 1.
+// Volatile: all lanes must take part, so it must not sink into a branch.
+__device__ inline uint32_t Transpose8x8(uint32_t rows) {
+  uint32_t columns;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+  return columns;
+}
+
+// Calls run.template operator()<KV, kHeadDim>(). REQUIRES: what the tensor core kernels require.
+template <typename Run>
+void DispatchMmaAttention(const AttentionParams& p, Run run) {
+  const auto with_head_dim = [&]<typename KV>() {
+    if (p.head_dim == 64) return run.template operator()<KV, 64>();
+    return run.template operator()<KV, 128>();
+  };
+  if (p.kv_dtype == DType::kF8E4M3) return with_head_dim.template operator()<E4M3>();
+  return with_head_dim.template operator()<BF16>();
+}
+
+}  // namespace bough::cuda

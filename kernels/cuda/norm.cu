@@ -2,10 +2,10 @@
 // registers from its load to its store, with two barriers in between: for the sum of squares, and
 // for amax and the experts' logits together.
 //
-// With a router the blocks are few and take token after token, so that each loads its columns of up
-// to 8 experts' weights (64 KiB at Mixtral's size) once, before it waits for the kernel in front.
-// Of many tokens it takes four at a time: the barriers and the choice of the experts, which one warp
-// makes, are then paid once for four, and four rows' loads are under way.
+// The router's weights (64 KiB for Mixtral's 8 experts) are read before the kernel in front is waited
+// for, and stay in registers. Where there are more tokens than SMs, two thread blocks an SM take two
+// tokens at a time instead and read the weights from L1 for each two: the registers then hold
+// enough rows to keep memory busy.
 #include <type_traits>
 
 #include "kernels/cuda/rows.cuh"
@@ -17,8 +17,8 @@ namespace {
 constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
 constexpr int kMaxExperts = 64;
-constexpr int kTileExperts = 8;         // whose logits are summed together
-constexpr int kBlocksWithRouter = 132;  // one for each SM of an H200
+constexpr int kTileExperts = 8;  // whose logits are summed together
+constexpr int kNumSms = 132;     // of an H200
 
 // What is added to the residual's elements [i, i + kVec) of token t.
 template <typename T, bool kPairs>
@@ -97,44 +97,48 @@ __device__ inline float WarpSum8(float (&x)[8]) {
   return x[0] + __shfl_xor_sync(kFullWarp, x[0], 1);
 }
 
-// The router's weights of experts [first, first + kTileExperts) in this thread's columns.
+// The router's weights of the first kTileExperts experts in this thread's columns.
 template <typename Gate, int kVecs>
 struct GateTile {
   RawVec<Gate> w[kTileExperts][kVecs];
-
-  __device__ void Load(const AddRmsNormGateParams& p, int first) {
-#pragma unroll
-    for (int e = 0; e < kTileExperts; ++e) {
-#pragma unroll
-      for (int c = 0; c < kVecs; ++c) {
-        const int i = (c * blockDim.x + threadIdx.x) * kVec;
-        if (first + e >= p.num_experts || i >= p.norm.hidden_size) continue;
-        w[e][c] =
-            LoadRaw(static_cast<const Gate*>(p.gate) + int64_t{first + e} * p.norm.hidden_size + i);
-      }
-    }
-  }
-
-  // This thread's part of the tile's logits, summed over its warp into `logits`.
-  __device__ void AddUp(const Vec (&row)[kVecs], const AddRmsNormGateParams& p, int first,
-                        float* logits) const {
-    float sums[kTileExperts] = {};
-#pragma unroll
-    for (int e = 0; e < kTileExperts; ++e) {
-      if (first + e >= p.num_experts) break;
-#pragma unroll
-      for (int c = 0; c < kVecs; ++c) {
-        if (static_cast<int>(c * blockDim.x + threadIdx.x) * kVec >= p.norm.hidden_size) continue;
-        const Vec gate = Widen(w[e][c]);
-#pragma unroll
-        for (int k = 0; k < kVec; ++k) sums[e] += row[c].v[k] * gate.v[k];
-      }
-    }
-    const float sum = WarpSum8(sums);
-    const int lane = threadIdx.x % kWarpSize;
-    if (lane % 4 == 0 && first + lane / 4 < p.num_experts) logits[first + lane / 4] = sum;
-  }
 };
+
+template <typename Gate>
+__device__ RawVec<Gate> LoadGate(const AddRmsNormGateParams& p, int expert, int i) {
+  return LoadRaw(static_cast<const Gate*>(p.gate) + int64_t{expert} * p.norm.hidden_size + i);
+}
+
+// This thread's part of the logits of experts [first, first + kTileExperts), summed over its warp
+// into parts[b][warp]. gate(e, c): the weights of expert first + e in column c.
+template <typename T, int kVecs, int kBatch, typename Column, typename GateOf>
+__device__ void AddUpLogits(const Rows<T, kVecs, kBatch>& rows, const AddRmsNormGateParams& p,
+                            int first, Column column, GateOf gate,
+                            float (*parts)[kMaxWarps][kMaxExperts]) {
+  float sums[kBatch][kTileExperts] = {};
+#pragma unroll
+  for (int e = 0; e < kTileExperts; ++e) {
+    if (first + e >= p.num_experts) break;
+#pragma unroll
+    for (int c = 0; c < kVecs; ++c) {
+      if (column(c) >= p.norm.hidden_size) continue;
+      const Vec w = Widen(gate(e, c));
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const Vec x = Rounded<T>(rows.v[b][c]);
+#pragma unroll
+        for (int k = 0; k < kVec; ++k) sums[b][e] += x.v[k] * w.v[k];
+      }
+    }
+  }
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int b = 0; b < kBatch; ++b) {
+    const float sum = WarpSum8(sums[b]);
+    if (lane % 4 == 0 && first + lane / 4 < p.num_experts) {
+      parts[b][warp][first + lane / 4] = sum;
+    }
+  }
+}
 
 // Greater logits have greater numbers, -0 equals 0, NaN is the least.
 __device__ uint32_t Ordered(float logit) {
@@ -191,9 +195,15 @@ __device__ void ChooseExperts(const float (*parts)[kMaxExperts], const AddRmsNor
   }
 }
 
+// Thread blocks that an SM is to hold at once: what the registers allow without spilling.
+constexpr int BlocksPerSm(bool has_router, int num_vecs, int batch) {
+  return batch > 1 ? 2 : has_router || num_vecs > 1 ? 1 : 3;
+}
+
 // Gate: void without a router.
 template <typename T, typename Out, typename Gate, int kVecs, int kBatch>
-__global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(AddRmsNormGateParams p) {
+__global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>, kVecs, kBatch))
+    AddRmsNormKernel(AddRmsNormGateParams p) {
   constexpr bool kQuantize = std::is_same_v<Out, E4M3>;
   constexpr bool kHasRouter = !std::is_void_v<Gate>;
   __shared__ float squares[kBatch][kMaxWarps], row_max[kBatch][kMaxWarps];
@@ -208,10 +218,19 @@ __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(AddRmsNormGatePa
   for (int c = 0; c < kVecs; ++c) {
     if (column(c) < n.hidden_size) weight[c] = LoadVec(n.weight + column(c));
   }
-  [[maybe_unused]] GateTile<std::conditional_t<kHasRouter, Gate, float>, kVecs> tile;
-  const bool one_tile = p.num_experts <= kTileExperts;
-  if constexpr (kHasRouter) {
-    if (one_tile) tile.Load(p, 0);
+  // Resident: read once, and before the kernel in front is waited for.
+  constexpr bool kResident = kHasRouter && kBatch == 1;
+  using GateType = std::conditional_t<kHasRouter, Gate, float>;
+  [[maybe_unused]] GateTile<GateType, kVecs> tile;
+  if constexpr (kResident) {
+#pragma unroll
+    for (int e = 0; e < kTileExperts; ++e) {
+#pragma unroll
+      for (int c = 0; c < kVecs; ++c) {
+        const bool in = e < p.num_experts && column(c) < n.hidden_size;
+        if (in) tile.w[e][c] = LoadGate<GateType>(p, e, column(c));
+      }
+    }
   }
   WaitForPrevious();
   AllowNext();
@@ -251,15 +270,14 @@ __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(AddRmsNormGatePa
       }
     }
     if constexpr (kHasRouter) {
-      for (int first = 0; first < p.num_experts; first += kTileExperts) {
-        if (!one_tile) tile.Load(p, first);
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          Vec x[kVecs];
-#pragma unroll
-          for (int c = 0; c < kVecs; ++c) x[c] = Rounded<T>(rows.v[b][c]);
-          tile.AddUp(x, p, first, logits[b][warp]);
-        }
+      if constexpr (kResident) {
+        AddUpLogits(
+            rows, p, 0, column, [&](int e, int c) { return tile.w[e][c]; }, logits);
+      }
+      for (int first = kResident ? kTileExperts : 0; first < p.num_experts; first += kTileExperts) {
+        AddUpLogits(
+            rows, p, first, column,
+            [&](int e, int c) { return LoadGate<Gate>(p, first + e, column(c)); }, logits);
       }
     }
     __syncthreads();  // also: all have read squares
@@ -302,14 +320,12 @@ void LaunchNorm(const AddRmsNormGateParams& p, Stream stream) {
   DispatchOut(n.dtype, n.out_dtype, "x", [&]<typename T, typename Out>() {
     const auto launch = [&](auto kernel, int batch) {
       const int num_batches = CeilDiv(n.num_tokens, batch);
-      const int grid = kHasRouter ? std::min(num_batches, kBlocksWithRouter) : num_batches;
-      Launch(kernel, grid, config.num_threads, 0, stream, p);
+      Launch(kernel, kHasRouter ? std::min(num_batches, 2 * kNumSms) : num_batches,
+             config.num_threads, 0, stream, p);
     };
     if (config.vecs_per_thread == 2) return launch(AddRmsNormKernel<T, Out, Gate, 2, 1>, 1);
     if constexpr (kHasRouter) {
-      if (n.num_tokens > 2 * kBlocksWithRouter) {
-        return launch(AddRmsNormKernel<T, Out, Gate, 1, 4>, 4);
-      }
+      if (n.num_tokens > kNumSms) return launch(AddRmsNormKernel<T, Out, Gate, 1, 2>, 2);
     }
     launch(AddRmsNormKernel<T, Out, Gate, 1, 1>, 1);
   });

@@ -15,6 +15,7 @@
 #include "worker/model/decoder.h"
 #include "worker/model/device.h"
 #include "worker/model/dummy_weights.h"
+#include "worker/model/op_times.h"
 #include "worker/model/shard.h"
 #include "worker/model/step_runner.h"
 #include "worker/model/weights.h"
@@ -182,6 +183,7 @@ absl::Status ModelRunner::Impl::LoadRank(const ModelRunnerOptions& options,
       options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   ASSIGN_OR_RETURN(shard, MakeShard(config, options.tp_size, options.ep_size, group->rank()));
   ASSIGN_OR_RETURN(device, OpenDevice(options.device, group->local_rank()));
+  if (options.op_times != nullptr) options.op_times->Attach(device.get());
   ASSIGN_OR_RETURN(kv_dtype, KvDType(options.kv_cache_dtype, *device));
   if (options.kv_cache_memory_bytes > 0) {
     RETURN_IF_ERROR(NumBlocks(options.kv_cache_memory_bytes, block_bytes()).status());

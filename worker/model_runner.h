@@ -15,6 +15,8 @@
 
 namespace bough {
 
+class OpTimes;
+
 struct ModelRunnerOptions {
   std::string model_dir;                // Hugging Face folder
   std::string device = "cpu";           // cpu or cuda
@@ -32,6 +34,7 @@ struct ModelRunnerOptions {
   int max_num_seqs = 256;
   bool enable_bifurcated_attention =
       true;  // false: PagedAttention only; same tokens, more bytes read
+  OpTimes* op_times = nullptr;  // times every op (worker/model/op_times.h); outlives the runner
 };
 
 class ModelRunner : public StepExecutor {

@@ -109,24 +109,24 @@ __device__ RawVec<Gate> LoadGate(const AddRmsNormGateParams& p, int expert, int 
 }
 
 // This thread's part of the logits of experts [first, first + kTileExperts), summed over its warp
-// into parts[b][warp]. gate(e, c): the weights of expert first + e in column c.
-template <typename T, int kVecs, int kBatch, typename Column, typename GateOf>
+// into parts[b][warp]. gate(e, c): the weights of expert first + e in column c; anything where that
+// expert does not exist, or where the column does not and the row is 0.
+template <typename T, int kVecs, int kBatch, typename GateOf>
 __device__ void AddUpLogits(const Rows<T, kVecs, kBatch>& rows, const AddRmsNormGateParams& p,
-                            int first, Column column, GateOf gate,
-                            float (*parts)[kMaxWarps][kMaxExperts]) {
+                            int first, GateOf gate, float (*parts)[kMaxWarps][kMaxExperts]) {
   float sums[kBatch][kTileExperts] = {};
 #pragma unroll
-  for (int e = 0; e < kTileExperts; ++e) {
-    if (first + e >= p.num_experts) break;
+  for (int c = 0; c < kVecs; ++c) {
+    Vec x[kBatch];
 #pragma unroll
-    for (int c = 0; c < kVecs; ++c) {
-      if (column(c) >= p.norm.hidden_size) continue;
+    for (int b = 0; b < kBatch; ++b) x[b] = Rounded<T>(rows.v[b][c]);
+#pragma unroll
+    for (int e = 0; e < kTileExperts; ++e) {
       const Vec w = Widen(gate(e, c));
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        const Vec x = Rounded<T>(rows.v[b][c]);
 #pragma unroll
-        for (int k = 0; k < kVec; ++k) sums[b][e] += x.v[k] * w.v[k];
+        for (int k = 0; k < kVec; ++k) sums[b][e] += x[b].v[k] * w.v[k];
       }
     }
   }
@@ -213,10 +213,13 @@ __global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>
   const int num_warps = blockDim.x / kWarpSize;
   const auto column = [](int c) { return static_cast<int>(c * blockDim.x + threadIdx.x) * kVec; };
 
+  const auto load_weight = [&](int c) {
+    return column(c) < n.hidden_size ? LoadVec(n.weight + column(c)) : Vec{};
+  };
   Vec weight[kVecs];
+  if constexpr (kBatch == 1) {
 #pragma unroll
-  for (int c = 0; c < kVecs; ++c) {
-    if (column(c) < n.hidden_size) weight[c] = LoadVec(n.weight + column(c));
+    for (int c = 0; c < kVecs; ++c) weight[c] = load_weight(c);
   }
   // Resident: read once, and before the kernel in front is waited for.
   constexpr bool kResident = kHasRouter && kBatch == 1;
@@ -227,6 +230,7 @@ __global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>
     for (int e = 0; e < kTileExperts; ++e) {
 #pragma unroll
       for (int c = 0; c < kVecs; ++c) {
+        tile.w[e][c] = {};
         const bool in = e < p.num_experts && column(c) < n.hidden_size;
         if (in) tile.w[e][c] = LoadGate<GateType>(p, e, column(c));
       }
@@ -252,6 +256,10 @@ __global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>
     }
     __syncthreads();  // also: the tokens before are done with row_max and logits
 
+    if constexpr (kBatch > 1) {
+#pragma unroll
+      for (int c = 0; c < kVecs; ++c) weight[c] = load_weight(c);
+    }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const float sum = WarpReduce(lane < num_warps ? squares[b][lane] : 0.0f, Add{});
@@ -272,12 +280,14 @@ __global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>
     if constexpr (kHasRouter) {
       if constexpr (kResident) {
         AddUpLogits(
-            rows, p, 0, column, [&](int e, int c) { return tile.w[e][c]; }, logits);
+            rows, p, 0, [&](int e, int c) { return tile.w[e][c]; }, logits);
       }
       for (int first = kResident ? kTileExperts : 0; first < p.num_experts; first += kTileExperts) {
-        AddUpLogits(
-            rows, p, first, column,
-            [&](int e, int c) { return LoadGate<Gate>(p, first + e, column(c)); }, logits);
+        const auto gate = [&](int e, int c) {
+          return LoadGate<Gate>(p, min(first + e, p.num_experts - 1),
+                                column(c) < n.hidden_size ? column(c) : 0);
+        };
+        AddUpLogits(rows, p, first, gate, logits);
       }
     }
     __syncthreads();  // also: all have read squares

@@ -30,21 +30,37 @@ __device__ uint64_t Key(float value, int32_t id) {
 
 __device__ int32_t IdOf(uint64_t key) { return static_cast<int32_t>(0xffffffffu - uint32_t(key)); }
 
-// The key of the greatest value; NaN counts as -infinity. Eight values a round, so that as many
-// loads are under way.
-__device__ uint64_t MaxKey(const float* values, int vocab_size) {
+// Calls visit(v, value) for a row of values in global memory, v ascending in each thread. Sixteen
+// bytes a load and four loads a round, where rows allow it: a thread block alone has to keep its SM's
+// share of memory busy.
+template <typename Visit>
+__device__ void ForEachLogit(const float* values, int vocab_size, Visit visit) {
+  if (vocab_size % 4 != 0) {
+    for (int v = threadIdx.x; v < vocab_size; v += blockDim.x) visit(v, values[v]);
+    return;
+  }
+#pragma unroll 4
+  for (int v = threadIdx.x * 4; v < vocab_size; v += blockDim.x * 4) {
+    const Pack<float> pack = LoadPack(values + v);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) visit(v + i, pack.v[i]);
+  }
+}
+
+// The key of the greatest value that `for_each` visits with its token, ascending in each thread;
+// NaN counts as -infinity.
+template <typename ForEach>
+__device__ uint64_t MaxKey(ForEach for_each) {
   float best = -INFINITY;
-  int32_t id = threadIdx.x;
-#pragma unroll 8
-  for (int v = threadIdx.x; v < vocab_size; v += blockDim.x) {
-    const float value = values[v];
-    if (value > best) {  // v ascends
+  int32_t id = -1;
+  for_each([&](int v, float value) {
+    if (value > best) {
       best = value;
       id = v;
     }
-  }
-  const bool any = static_cast<int>(threadIdx.x) < vocab_size;
-  return BlockReduce(any ? Key(best, id) : 0, Max{}, uint64_t{0});
+  });
+  const uint64_t none = threadIdx.x == 0 ? Key(-INFINITY, 0) : 0;
+  return BlockReduce(id < 0 ? none : Key(best, id), Max{}, uint64_t{0});
 }
 
 // The greatest key below `bound`; 0 when there is none.
@@ -65,11 +81,8 @@ __device__ bool IsAdjusted(const SamplingRow& row) {
 // Bias, penalties, bans. A NaN logit counts as banned.
 __device__ void AdjustLogits(const SampleParams& p, const SamplingRow& row, float* logits) {
   const float* raw = p.logits + int64_t{row.logits_row} * p.vocab_size;
-#pragma unroll 8
-  for (int v = threadIdx.x; v < p.vocab_size; v += blockDim.x) {
-    const float logit = raw[v];
-    logits[v] = isnan(logit) ? -INFINITY : logit;
-  }
+  ForEachLogit(raw, p.vocab_size,
+               [&](int v, float logit) { logits[v] = isnan(logit) ? -INFINITY : logit; });
   __syncthreads();
   for (int i = row.bias_begin + threadIdx.x; i < row.bias_end; i += blockDim.x) {
     logits[p.bias_ids[i]] += p.bias_values[i];
@@ -98,79 +111,83 @@ struct Candidates {
   uint64_t threshold = 0;
 
   struct Total {
-    uint64_t weight, count;
+    uint64_t weight;
+    int count;
   };
 
-  // Of the candidates with keys in [from, to); the same in every thread.
-  template <typename Weight>
-  __device__ Total SumBetween(uint64_t from, uint64_t to, Weight weight) const {
-    Total total = {};
-    from = Max{}(from, threshold);
+  // Calls visit(v, value) for the candidates with values in [low, high).
+  template <typename Visit>
+  __device__ void ForEach(float low, float high, Visit visit) const {
+#pragma unroll 8
     for (int v = threadIdx.x; v < vocab_size; v += blockDim.x) {
-      const uint64_t key = Key(values[v], v);
-      if (key < from || key >= to || isnan(values[v])) continue;
-      total.weight += weight(values[v]);
-      ++total.count;
+      const float value = values[v];
+      if (!(value >= low && value < high)) continue;  // NaN too
+      if (threshold != 0 && Key(value, v) < threshold) continue;
+      visit(v, value);
     }
-    return {BlockReduce(total.weight, Add{}, uint64_t{0}),
-            BlockReduce(total.count, Add{}, uint64_t{0})};
+  }
+
+  // The same in every thread.
+  template <typename Weight>
+  __device__ Total SumBetween(float low, float high, Weight weight) const {
+    Total total = {};
+    ForEach(low, high, [&](int, float value) {
+      total.weight += weight(value);
+      ++total.count;
+    });
+    return {BlockReduce(total.weight, Add{}, uint64_t{0}), BlockReduce(total.count, Add{}, 0)};
   }
 
   // Keeps the fewest first candidates whose weights sum to `target` or more, or all.
-  //   keys in [to, ...)     weigh `weight_before` < target: kept
-  //   keys in [from, to)    about num_between; among them is the last to keep
-  //   keys in [0, from)     are not needed
+  //   values in [high, ...)    weigh `weight_before` < target: kept
+  //   values in [low, high)    about num_between; among them is the last to keep
+  //   values in [..., low)     are not needed
   template <typename Weight>
   __device__ void KeepUntil(uint64_t target, Weight weight) {
-    uint64_t from = 0, to = ~uint64_t{0}, weight_before = 0;
-    uint64_t num_between = vocab_size;
-    float low = -INFINITY, high = 0;  // the values of from and to
+    float low = -INFINITY, high = INFINITY;
+    uint64_t weight_before = 0;
+    int num_between = vocab_size;
     for (int round = 0; round < kMaxRounds && num_between > kMaxCompared; ++round) {
-      const float middle = isinf(low) ? 2 * high - 1 : 0.5f * (low + high);
-      const uint64_t middle_key = uint64_t{Ordered(middle)} << 32;
-      const Total upper = SumBetween(middle_key, to, weight);
+      const float middle = isinf(high) ? -1 : isinf(low) ? 2 * high - 1 : 0.5f * (low + high);
+      const Total upper = SumBetween(middle, high, weight);
       if (weight_before + upper.weight >= target) {
-        from = middle_key;
         low = middle;
         num_between = upper.count;
       } else {
-        to = middle_key;
         high = middle;
         weight_before += upper.weight;
         num_between -= upper.count;
       }
     }
     const uint64_t last = num_between <= kMaxCompared
-                              ? CompareAll(from, to, weight_before, target, weight)
+                              ? CompareAll(low, high, weight_before, target, weight)
                               : BisectKeys(target, weight);
     threshold = Max{}(threshold, last);
   }
 
-  // The greatest key in [from, to) from which on the weights reach the target; 0 if they never do.
-  // REQUIRES: at most kMaxCompared keys.
+  // The greatest key of values in [low, high) from which on the weights reach the target; 0 if they
+  // never do. REQUIRES: at most kMaxCompared candidates there.
   template <typename Weight>
-  __device__ uint64_t CompareAll(uint64_t from, uint64_t to, uint64_t weight_before,
-                                 uint64_t target, Weight weight) const {
+  __device__ uint64_t CompareAll(float low, float high, uint64_t weight_before, uint64_t target,
+                                 Weight weight) const {
     __shared__ uint64_t keys[kMaxCompared], weights[kMaxCompared];
     __shared__ int size;
     if (threadIdx.x == 0) size = 0;
     __syncthreads();
-    from = Max{}(from, threshold);
-    for (int v = threadIdx.x; v < vocab_size; v += blockDim.x) {
-      const uint64_t key = Key(values[v], v);
-      if (key < from || key >= to || isnan(values[v])) continue;
+    ForEach(low, high, [&](int v, float value) {
       const int i = atomicAdd(&size, 1);
-      keys[i] = key;
-      weights[i] = weight(values[v]);
-    }
+      keys[i] = Key(value, v);
+      weights[i] = weight(value);
+    });
     __syncthreads();
     uint64_t found = 0;
     if (static_cast<int>(threadIdx.x) < size) {
+      const uint64_t key = keys[threadIdx.x];
       uint64_t sum = weight_before;
       for (int j = 0; j < size; ++j) {
-        if (keys[j] >= keys[threadIdx.x]) sum += weights[j];
+        if (keys[j] >= key) sum += weights[j];
       }
-      if (sum >= target) found = keys[threadIdx.x];
+      if (sum >= target) found = key;
     }
     return BlockReduce(found, Max{}, uint64_t{0});
   }
@@ -180,7 +197,11 @@ struct Candidates {
   __device__ uint64_t BisectKeys(uint64_t target, Weight weight) const {
     uint64_t from = 0;
     for (uint64_t bit = uint64_t{1} << 63; bit != 0; bit >>= 1) {
-      if (SumBetween(from | bit, ~uint64_t{0}, weight).weight >= target) from |= bit;
+      uint64_t sum = 0;
+      ForEach(-INFINITY, INFINITY, [&](int v, float value) {
+        if (Key(value, v) >= (from | bit)) sum += weight(value);
+      });
+      if (BlockReduce(sum, Add{}, uint64_t{0}) >= target) from |= bit;
     }
     return from;
   }
@@ -197,7 +218,7 @@ __device__ void KeepTopP(float top_p, Candidates& candidates) {
   const auto probability = [](float value) {
     return static_cast<uint64_t>(__float2ull_rn(expf(value) * 0x1p40f));
   };
-  const uint64_t sum = candidates.SumBetween(0, ~uint64_t{0}, probability).weight;
+  const uint64_t sum = candidates.SumBetween(-INFINITY, INFINITY, probability).weight;
   const double target = ceil(double{top_p} * static_cast<double>(sum));
   candidates.KeepUntil(Max{}(static_cast<uint64_t>(target), uint64_t{1}), probability);
 }
@@ -228,7 +249,8 @@ __device__ void ForEachDraw(const SamplingRow& row, const Candidates& candidates
       const int v = first + i;
       if (v >= candidates.vocab_size) break;
       const float value = candidates.values[v];  // NaN fails
-      if (value >= min_value && Key(value, v) >= candidates.threshold) in |= 1u << i;
+      const bool first_enough = candidates.threshold == 0 || Key(value, v) >= candidates.threshold;
+      if (value >= min_value && first_enough) in |= 1u << i;
     }
     if (in == 0) continue;
     const auto bits = SamplingBits(row.seed, row.choice, row.position, first);
@@ -281,10 +303,14 @@ __device__ int32_t DrawByGumbelMax(const SamplingRow& row, const Candidates& can
 // `logits` is shared memory for a row.
 __device__ int32_t ChooseToken(const SampleParams& p, const SamplingRow& row, float* logits) {
   if (row.temperature == 0 && !IsAdjusted(row)) {
-    return IdOf(MaxKey(p.logits + int64_t{row.logits_row} * p.vocab_size, p.vocab_size));
+    const float* raw = p.logits + int64_t{row.logits_row} * p.vocab_size;
+    return IdOf(MaxKey([&](auto visit) { ForEachLogit(raw, p.vocab_size, visit); }));
   }
   AdjustLogits(p, row, logits);
-  const int32_t likeliest = IdOf(MaxKey(logits, p.vocab_size));
+  const int32_t likeliest = IdOf(MaxKey([&](auto visit) {
+#pragma unroll 8
+    for (int v = threadIdx.x; v < p.vocab_size; v += blockDim.x) visit(v, logits[v]);
+  }));
   const float max = logits[likeliest];
   if (row.temperature == 0 || max == -INFINITY) return likeliest;
   __syncthreads();  // all have read max
@@ -302,7 +328,7 @@ __device__ int32_t ChooseToken(const SampleParams& p, const SamplingRow& row, fl
 __device__ void WriteLogprobs(const SampleParams& p, int r, int32_t token) {
   const SamplingRow& row = p.rows[r];
   const float* raw = p.logits + int64_t{row.logits_row} * p.vocab_size;
-  uint64_t key = MaxKey(raw, p.vocab_size);
+  uint64_t key = MaxKey([&](auto visit) { ForEachLogit(raw, p.vocab_size, visit); });
   const float max = raw[IdOf(key)];
   double sum = 0;
   for (int v = threadIdx.x; v < p.vocab_size; v += blockDim.x) sum += expf(raw[v] - max);
@@ -311,7 +337,7 @@ __device__ void WriteLogprobs(const SampleParams& p, int r, int32_t token) {
     return static_cast<float>(double{logit} - max - log_sum);
   };
   if (threadIdx.x == 0) p.logprobs[r] = logprob(raw[token]);
-  for (int i = 0; i < min(row.num_logprobs, p.max_top); ++i) {
+  for (int i = 0; i < min(row.num_logprobs, min(p.max_top, p.vocab_size)); ++i) {
     if (threadIdx.x == 0) {
       p.top_ids[int64_t{r} * p.max_top + i] = IdOf(key);
       p.top_logprobs[int64_t{r} * p.max_top + i] = logprob(raw[IdOf(key)]);
@@ -340,7 +366,7 @@ void Sample(const SampleParams& p, Stream stream) {
   if (p.num_rows == 0) return;
   CHECK(0 < p.vocab_size && p.vocab_size <= kMaxVocabSize)
       << "vocab_size must be in [1, " << kMaxVocabSize << "], is " << p.vocab_size;
-  const int shared_bytes = p.vocab_size * sizeof(float);
+  const int shared_bytes = CeilDiv(p.vocab_size, 4) * 16;  // loads of four may pass the end
   CUDA_CHECK(cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   shared_bytes));
   Launch(SampleKernel, p.num_rows, kThreads, shared_bytes, stream, p);

@@ -20,6 +20,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
@@ -265,46 +266,66 @@ class Run {
     Save();
   }
 
-  // The step as it is with time stamps, then each op's share of it.
+  // The step as it is with time stamps, and each op's share of it, in the quickest of a few runs.
   void RunOps(const std::vector<CaseSpec>& cases, const OpTimes& times, EngineBench* bench) {
+    constexpr int kRuns = 3;
     for (const CaseSpec& spec : cases) {
       if (Skips(spec, *bench)) continue;
-      const bool decodes = spec.kind == "decode";
-      const double ms = decodes ? bench->Decode(spec.size).ms : bench->Prefill(spec.size);
-      double sum = 0;
-      const std::string prefix(absl::StripSuffix(spec.name, "/ops"));
-      for (const OpTime& op : times.LastStep(spec.size)) {
-        Add({.name = absl::StrCat(prefix, "/op=", op.name),
-             .value = op.ms,
-             .unit = "ms",
-             .floor = OpFloor(op, spec.size)},
-            spec);
-        sum += op.ms;
+      double best_sum = 0, best_ms = 0, kv_tokens = spec.size;
+      std::vector<OpTime> best;
+      for (int run = 0; run < kRuns; ++run) {
+        DecodeResult step;
+        if (spec.kind == "decode") {
+          step = bench->Decode(spec.size);
+          kv_tokens = step.kv_tokens;
+        } else {
+          step.ms = bench->Prefill(spec.size);
+        }
+        std::vector<OpTime> ops = times.LastStep(spec.size);
+        double sum = 0;
+        for (const OpTime& op : ops) sum += op.ms;
+        if (best.empty() || sum < best_sum) {
+          best_sum = sum;
+          best_ms = step.ms;
+          best = std::move(ops);
+        }
       }
-      if (sum == 0) {
+      if (best.empty()) {
         results_.skipped[spec.name] = "no single step has so many tokens";
         continue;
       }
-      Add({.name = absl::StrCat(prefix, "/ops"), .value = sum, .unit = "ms"}, spec);
-      Add({.name = absl::StrCat(prefix, "/timed"), .value = ms, .unit = "ms"}, spec);
+      const std::string prefix(absl::StripSuffix(spec.name, "/ops"));
+      for (const OpTime& op : best) {
+        Add({.name = absl::StrCat(prefix, "/op=", op.name),
+             .value = op.ms,
+             .unit = "ms",
+             .floor = OpFloor(op, spec, kv_tokens)},
+            spec);
+      }
+      Add({.name = absl::StrCat(prefix, "/ops"), .value = best_sum, .unit = "ms"}, spec);
+      Add({.name = absl::StrCat(prefix, "/timed"), .value = best_ms, .unit = "ms"}, spec);
     }
   }
 
-  // Of a product, on this rank; 0 for other ops.
-  double OpFloor(const OpTime& op, int num_tokens) const {
-    if (op.n == 0) return 0;
-    const bool is_grouped = op.name[1] == 'r';
-    const double matrices = is_grouped ? DistinctExperts(config_, num_tokens) / group_->size() : 1;
-    const double elements = 1.0 * op.n * op.k;
+  // Of products and attention, on this rank; 0 for other ops.
+  double OpFloor(const OpTime& op, const CaseSpec& spec, double kv_tokens) const {
+    const bool decodes = spec.kind == "decode";
+    const double num_ranks = group_->size(), num_tokens = spec.size;
     StepCost cost;
-    cost.bytes = op.num_calls * matrices * elements * static_cast<double>(SizeOf(op.w_dtype));
-    const double flops = 2.0 * op.num_calls * op.m * elements;
-    (op.w_dtype == DType::kF8E4M3 ? cost.product_flops : cost.other_flops) = flops;
-    Ceilings one = ceilings_;
-    for (double* ceiling : {&one.read_gbps, &one.product_gflops, &one.other_gflops}) {
-      *ceiling /= group_->size();
+    if (absl::StartsWith(op.name, "PagedAttention")) {
+      const double pairs = decodes ? kv_tokens : 0.5 * num_tokens * (num_tokens + 1);
+      cost = AttentionCostOf(config_, precision_, kv_tokens, pairs);
+    } else if (op.n > 0) {
+      const bool is_grouped = absl::StartsWith(op.name, "Grouped");
+      const double elements = num_ranks * op.num_calls * op.n * op.k;
+      const double num_matrices = is_grouped ? DistinctExperts(config_, num_tokens) /
+                                                   config_.num_local_experts * op.num_experts
+                                             : 1;
+      cost.bytes = num_matrices * elements * static_cast<double>(SizeOf(op.w_dtype));
+      (op.w_dtype == DType::kF8E4M3 ? cost.product_flops : cost.other_flops) =
+          2.0 * op.m * elements;
     }
-    return FloorMs(cost, one);
+    return FloorMs(cost, ceilings_);
   }
 
   void Add(BenchCase c, const CaseSpec& spec) {

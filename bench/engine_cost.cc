@@ -11,6 +11,16 @@ double DistinctExperts(const ModelConfig& config, double num_tokens) {
   return config.num_local_experts * (1 - std::pow(1 - share, num_tokens));
 }
 
+StepCost AttentionCostOf(const ModelConfig& c, const Precision& precision, double kv_tokens,
+                         double num_pairs) {
+  const double layers = c.num_hidden_layers;
+  const double kv_elements = layers * 2 * c.num_key_value_heads * c.head_dim;
+  StepCost cost;
+  cost.bytes = precision.kv_bytes * kv_elements * kv_tokens;
+  cost.other_flops = 4 * layers * num_pairs * c.num_attention_heads * c.head_dim;
+  return cost;
+}
+
 StepCost CostOf(const ModelConfig& c, const Precision& precision, double num_tokens,
                 double num_logits, double kv_tokens, double num_pairs) {
   const double attention =
@@ -18,15 +28,13 @@ StepCost CostOf(const ModelConfig& c, const Precision& precision, double num_tok
   const double expert = 3.0 * c.hidden_size * c.intermediate_size;
   const double layers = c.num_hidden_layers;
   const double lm_head = 1.0 * c.hidden_size * c.vocab_size;
-  const double kv_elements = layers * 2 * c.num_key_value_heads * c.head_dim;
   const int top_k = c.is_moe() ? c.num_experts_per_tok : 1;
-  StepCost cost;
-  cost.bytes =
+  StepCost cost = AttentionCostOf(c, precision, kv_tokens, num_pairs);
+  cost.bytes +=
       precision.weight_bytes * layers * (attention + expert * DistinctExperts(c, num_tokens)) +
-      precision.lm_head_bytes * lm_head + precision.kv_bytes * kv_elements * kv_tokens;
+      precision.lm_head_bytes * lm_head;
   cost.product_flops = 2 * layers * num_tokens * (attention + expert * top_k);
-  cost.other_flops =
-      2 * num_logits * lm_head + 4 * layers * num_pairs * c.num_attention_heads * c.head_dim;
+  cost.other_flops += 2 * num_logits * lm_head;
   return cost;
 }
 

@@ -32,6 +32,10 @@ double DistinctExperts(const ModelConfig& config, double num_tokens);
 StepCost CostOf(const ModelConfig& config, const Precision& precision, double num_tokens,
                 double num_logits, double kv_tokens, double num_pairs);
 
+// Attention's part of it.
+StepCost AttentionCostOf(const ModelConfig& config, const Precision& precision, double kv_tokens,
+                         double num_pairs);
+
 // max(bytes / read ceiling, FLOPs / their ceilings), in ms.
 double FloorMs(const StepCost& cost, const Ceilings& ceilings);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/check.h"
 #include "common/status_macros.h"
 #include "worker/comm/single_rank.h"
 #include "worker/model/checkpoint.h"
@@ -33,6 +34,7 @@ absl::StatusOr<std::unique_ptr<OneRank>> OneRank::Load(const OneRankOptions& opt
 }
 
 std::vector<float> OneRank::Logits(const Batch& batch) {
+  for (int32_t block : batch.block_tables) CHECK_LT(block, cache_.num_blocks());
   const float* const logits = decoder_->Forward(memory_->Upload(batch), nullptr);
   std::vector<float> host(batch.logits_tokens.size() * config_.vocab_size);
   device_->CopyToHost(host.data(), logits, static_cast<int64_t>(host.size() * sizeof(float)));

@@ -22,7 +22,11 @@ OpTime ProductOf(const char* name, int num_rows, const Params& p) {
 }
 
 OpTime Describe(const GemmParams& p) { return ProductOf("Gemm", p.m, p); }
-OpTime Describe(const GroupedGemmParams& p) { return ProductOf("GroupedGemm", p.num_rows, p); }
+OpTime Describe(const GroupedGemmParams& p) {
+  OpTime op = ProductOf("GroupedGemm", p.num_rows, p);
+  op.num_experts = p.num_experts;
+  return op;
+}
 OpTime Describe(const EmbeddingParams& p) {
   return {.name = p.sampled != nullptr ? "Embedding" : "GatherRows"};
 }

@@ -19,6 +19,7 @@ struct OpTime {
   double ms = 0;
   int num_calls = 0;
   int m = 0, n = 0, k = 0;      // of a product; m = rows, padding included
+  int num_experts = 0;          // of a grouped product
   DType w_dtype = DType::kF32;  // of a product
 };
 

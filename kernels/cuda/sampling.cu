@@ -144,11 +144,11 @@ struct Candidates {
   //   values in [..., low)     are not needed
   template <typename Weight>
   __device__ void KeepUntil(uint64_t target, Weight weight) {
-    float low = -INFINITY, high = INFINITY;
+    float low = -INFINITY, high = 1;  // no value is above 0
     uint64_t weight_before = 0;
     int num_between = vocab_size;
     for (int round = 0; round < kMaxRounds && num_between > kMaxCompared; ++round) {
-      const float middle = isinf(high) ? -1 : isinf(low) ? 2 * high - 1 : 0.5f * (low + high);
+      const float middle = isinf(low) ? 2 * high - 3 : 0.5f * (low + high);  // -1, -5, -13, ...
       const Total upper = SumBetween(middle, high, weight);
       if (weight_before + upper.weight >= target) {
         low = middle;

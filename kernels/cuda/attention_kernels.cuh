@@ -29,9 +29,11 @@ inline constexpr int kMaxHeadsPerKv = 16;
 
 // Any head_dim that is a multiple of 32, any block_size, f32 too: plain FMAs.
 void LaunchPlainAttention(const AttentionParams& p, Stream stream);
-// Sequences with one query; the others are left alone. REQUIRES: bf16 q; a bf16 or e4m3 cache;
+// Sequences with one query; the others are left alone; no groups. REQUIRES: bf16 q; a bf16 or e4m3 cache;
 // head_dim 64 or 128; block_size kBlockKeys; at most kMaxHeadsPerKv heads per KV head.
 void LaunchDecodeAttention(const AttentionParams& p, Stream stream);
+// The same with groups, one query a sequence, no sliding window.
+void LaunchBifurcatedAttention(const AttentionParams& p, Stream stream);
 int64_t DecodeWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
 // Sequences with more than one query; the others are left alone. REQUIRES as above, no groups.
 void LaunchPrefillAttention(const AttentionParams& p, Stream stream);
@@ -41,6 +43,18 @@ inline int NumSms() {
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
   return num_sms;
+}
+
+// As many thread blocks as the GPU holds at once, at most max_per_sm an SM; lets the kernel have that much shared memory.
+template <typename Kernel>
+dim3 FillingGrid(Kernel kernel, int num_threads, size_t shared_bytes, int max_per_sm) {
+  int per_sm = 0;
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, num_threads, shared_bytes));
+  CHECK_GT(per_sm, 0);
+  return dim3(NumSms() * std::min(per_sm, max_per_sm));
 }
 
 // The 16-bit type in which tensor cores multiply a cache of KV: e4m3 widens to f16 exactly.

@@ -63,8 +63,7 @@ void BifurcatedAttention(const BifurcatedAttentionParams& b, Stream stream) {
   p.sm_scale = b.sm_scale;
   p.dtype = b.dtype;
   p.kv_dtype = b.kv_dtype;
-  return TakesTensorCores(p) ? LaunchBifurcatedAttention(p, stream)
-                             : LaunchPlainAttention(p, stream);
+  return TakesTensorCores(p) ? LaunchDecodeAttention(p, stream) : LaunchPlainAttention(p, stream);
 }
 
 }  // namespace bough::cuda

@@ -333,14 +333,12 @@ struct StreamKernel {
       float o[kDecodeWarps][kRows][kOStride];
     };
     float2 ml[kDecodeWarps][kRows];
-    int num_parts[kRows];  // of each sequence's rows
+    int num_parts[kRows], num_streams[kRows];  // of each sequence's rows
     bool last[kRows];
   };
 
   // Waits for the memory's last readers; the next to touch it synchronises.
-  template <bool kShared>
-  __device__ static void LoadQueries(const Plan<kShared>& plan, const Segment& s, Memory& memory) {
-    const AttentionParams& p = plan.p;
+  __device__ static void LoadQueries(const AttentionParams& p, const Segment& s, Memory& memory) {
     const int heads = p.HeadsPerKv();
     __syncthreads();
     for (int i = threadIdx.x; i < kQTiles * S::kQChunks * kWarpSize; i += kDecodeThreads) {
@@ -348,16 +346,11 @@ struct StreamKernel {
       const int row = i / kWarpSize / S::kQChunks * 8 + lane / 4;
       uint4 q = {0, 0, 0, 0};
       if (row < s.num_seqs * heads) {
-        const int64_t token = plan.Token(s.first_seq + row / heads);
-        const BF16* from = static_cast<const BF16*>(p.q) + token * p.q_stride +
-                           (s.kv_head * heads + row % heads) * kHeadDim +
-                           S::QueryElement(c, lane % 4);
-        q = *reinterpret_cast<const uint4*>(from);
+        const int token = p.FirstToken(s.first_seq + row / heads);
+        q = *reinterpret_cast<const uint4*>(p.Query(token, s.kv_head * heads + row % heads) +
+                                            S::QueryElement(c, lane % 4));
       }
       memory.queries[i] = ConvertPairs<typename S::T>(q);
-    }
-    if (static_cast<int>(threadIdx.x) < s.num_seqs) {
-      memory.num_parts[threadIdx.x] = plan.NumParts(s.kv_head, s.first_seq + threadIdx.x);
     }
   }
 
@@ -373,31 +366,18 @@ struct StreamKernel {
     __syncthreads();
   }
 
-  // From the warps' states to o, or to the workspace where a row has other parts.
-  template <bool kShared>
-  __device__ static void WriteRows(const Plan<kShared>& plan, const Parts& parts, const Segment& s,
-                                   float v_scale, const Memory& memory) {
-    const int heads = plan.p.HeadsPerKv();
-    const int64_t slot = plan.Slot(s.kv_head, s.entry, blockIdx.x);
-    for (int i = threadIdx.x; i < s.num_seqs * heads * kColumns; i += kDecodeThreads) {
-      const int row = i / kColumns, column = i % kColumns * 4;
-      float2 ml[kDecodeWarps];
-      float4 o[kDecodeWarps];
+  // The warps' states of 4 elements of a row as one.
+  __device__ static MergedState Merge(const Memory& memory, int row, int column) {
+    float2 ml[kDecodeWarps];
+    float4 o[kDecodeWarps];
 #pragma unroll
-      for (int w = 0; w < kDecodeWarps; ++w) {
-        ml[w] = memory.ml[w][row];
-        o[w] = *reinterpret_cast<const float4*>(&memory.o[w][row][column]);
-      }
-      MergedState state;
-      state.Add(ml, o);
-      if (memory.num_parts[row / heads] == 1) {
-        state.Write(plan.Output(s.first_seq + row / heads, s.kv_head, row % heads) + column,
-                    v_scale);
-      } else {
-        *reinterpret_cast<float4*>(parts.o + (slot + row) * kHeadDim + column) = state.o;
-        if (column == 0) parts.ml[slot + row] = {state.m, state.l};
-      }
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      ml[w] = memory.ml[w][row];
+      o[w] = *reinterpret_cast<const float4*>(&memory.o[w][row][column]);
     }
+    MergedState state;
+    state.Add(ml, o);
+    return state;
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -32,22 +33,34 @@ std::string ToJson(const BenchResults& results) {
   nlohmann::ordered_json json = {
       {"scenario", results.scenario},
       {"device", results.device},
-      {"git", Commit()},
+      {"git", results.git.empty() ? Commit() : results.git},
       {"date", absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone())}};
+  if (!results.command.empty()) json["command"] = results.command;
   for (const auto& [name, value] : results.ceilings) json["ceilings"][name] = Round4(value);
+  for (const auto& [name, value] : results.reference_ceilings) {
+    json["reference_ceilings"][name] = Round4(value);
+  }
   for (const BenchCase& c : results.cases) {
-    nlohmann::ordered_json entry = {{"name", c.name},
-                                    {"value", Round4(c.value)},
-                                    {"unit", c.unit},
-                                    {"floor", Round4(c.floor)},
-                                    {"ratio", Round4(c.value / c.floor)}};
+    nlohmann::ordered_json entry = {{"name", c.name}, {"value", Round4(c.value)}, {"unit", c.unit}};
+    if (c.floor > 0) {
+      entry["floor"] = Round4(c.floor);
+      entry["ratio"] = Round4(c.value / c.floor);
+    }
     if (!c.peer.empty()) {
       entry["peer"] = c.peer;
       entry["peer_value"] = Round4(c.peer_value);
     }
+    if (c.gate) entry["gate"] = Round4(*c.gate);
     json["cases"].push_back(std::move(entry));
   }
+  for (const auto& [name, why] : results.skipped) json["skipped"][name] = why;
   return json.dump(2) + "\n";
+}
+
+std::string CommandLine(int argc, char** argv) {
+  std::string line = std::filesystem::path(argv[0]).filename().string();
+  for (int i = 1; i < argc; ++i) line += std::string(" ") + argv[i];
+  return line;
 }
 
 std::string CpuName() {

@@ -18,7 +18,8 @@
 
 namespace bough {
 
-// CUDA's scratch for partial results and counters of launches with at most `max_num_seqs` sequences; zeroed before its first use, ops leave the counters zero. One op at a time may use it.
+// CUDA's scratch for partial results and counters of launches with at most `max_num_seqs` sequences;
+// zeroed before its first use, ops leave the counters zero. One op at a time may use it.
 namespace cuda {
 int64_t AttentionWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
 }

@@ -21,6 +21,7 @@ struct Ops {
   Op<RopeAppendParams> RopeAppend;
   Op<SiluMulParams> SiluMul;
   Op<QuantizeParams> Quantize;
+  Op<QuantizeParams> QuantizeWeights;
   Op<CopyBlocksParams> CopyBlocks;
   Op<GemmParams> Gemm;
   Op<GroupedGemmParams> GroupedGemm;

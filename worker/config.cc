@@ -20,6 +20,12 @@ ABSL_FLAG(std::string, device, Config().device, "cpu or cuda.");
 ABSL_FLAG(
     std::string, load_format, Config().load_format,
     "auto: read the folder's safetensors. dummy: seeded random weights of the config's shape.");
+ABSL_FLAG(
+    std::string, quantization, Config().quantization,
+    "none: weights as the folder stores them, FP8 ones included. fp8: linear layers stored in "
+    "more bits become e4m3, one scale per output channel.");
+ABSL_FLAG(std::string, kv_cache_dtype, Config().kv_cache_dtype,
+          "auto: f32 on the CPU, bf16 on CUDA. fp8: e4m3, with the folder's k and v scales.");
 ABSL_FLAG(int32_t, tp_size, Config().tp_size, "Tensor parallel ranks.");
 ABSL_FLAG(int32_t, ep_size, Config().ep_size,
           "Expert parallel ranks. tp-size * ep-size must be the number of ranks of the MPI job.");
@@ -36,8 +42,13 @@ ABSL_FLAG(int32_t, max_num_batched_tokens, Config().max_num_batched_tokens,
           "Tokens in one step; longer prompts are prefilled in chunks.");
 ABSL_FLAG(int32_t, max_waiting, Config().max_waiting,
           "Requests that may wait; further ones end in QUEUE_FULL.");
+ABSL_FLAG(double, gpu_memory_utilization, Config().gpu_memory_utilization,
+          "Share of each GPU's memory that weights, scratch and KV cache may take together.");
 ABSL_FLAG(int64_t, kv_cache_memory_bytes, Config().kv_cache_memory_bytes,
-          "KV cache of one rank, in bytes.");
+          "KV cache of one rank, in bytes. 0 = what gpu-memory-utilization leaves; on the CPU 512 "
+          "MiB.");
+ABSL_FLAG(bool, enforce_eager, Config().enforce_eager,
+          "Launch the kernels of decode steps one by one instead of as CUDA graphs.");
 ABSL_FLAG(bool, enable_bifurcated_attention, Config().enable_bifurcated_attention,
           "Read a context that several sequences share once a step.");
 ABSL_FLAG(int32_t, threads, Config().threads,
@@ -47,7 +58,8 @@ ABSL_FLAG(int32_t, metrics_port, Config().metrics_port,
           "Rank r serves Prometheus text on this port + r. 0 = off.");
 ABSL_FLAG(std::string, log_level, Config().log_level, "debug, info, warning or error.");
 ABSL_FLAG(bool, check, Config().check,
-          "Load the model, print the memory plan, and exit without serving.");
+          "Check the model's folder without loading it, print the memory plan and exit: 0 if it "
+          "fits, else 1.");
 
 namespace bough {
 namespace {
@@ -103,6 +115,8 @@ absl::StatusOr<Config> ParseConfig(const std::vector<std::string>& args) {
   c.listen = absl::GetFlag(FLAGS_listen);
   c.device = absl::GetFlag(FLAGS_device);
   c.load_format = absl::GetFlag(FLAGS_load_format);
+  c.quantization = absl::GetFlag(FLAGS_quantization);
+  c.kv_cache_dtype = absl::GetFlag(FLAGS_kv_cache_dtype);
   c.tp_size = absl::GetFlag(FLAGS_tp_size);
   c.ep_size = absl::GetFlag(FLAGS_ep_size);
   c.num_experts_per_tok = absl::GetFlag(FLAGS_num_experts_per_tok);
@@ -112,7 +126,9 @@ absl::StatusOr<Config> ParseConfig(const std::vector<std::string>& args) {
   c.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   c.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
   c.max_waiting = absl::GetFlag(FLAGS_max_waiting);
+  c.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
   c.kv_cache_memory_bytes = absl::GetFlag(FLAGS_kv_cache_memory_bytes);
+  c.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
   c.enable_bifurcated_attention = absl::GetFlag(FLAGS_enable_bifurcated_attention);
   c.threads = absl::GetFlag(FLAGS_threads);
   c.metrics_host = absl::GetFlag(FLAGS_metrics_host);
@@ -132,8 +148,9 @@ absl::Status Validate(const Config& c, int num_ranks) {
   p.AddIf(!c.listen.empty() && !IsAddress(c.listen),
           "--listen: must be host:port with a port in [1, 65535], is '", c.listen, "'");
   p.OneOf("device", c.device, {"cpu", "cuda"});
-  p.AddIf(c.device == "cuda", "--device: must be cpu in this version, is 'cuda'");
   p.OneOf("load-format", c.load_format, {"auto", "dummy"});
+  p.OneOf("quantization", c.quantization, {"none", "fp8"});
+  p.OneOf("kv-cache-dtype", c.kv_cache_dtype, {"auto", "fp8"});
   p.Range("tp-size", c.tp_size, 1, 64);
   p.Range("ep-size", c.ep_size, 1, 64);
   p.AddIf(int64_t{c.tp_size} * c.ep_size != num_ranks, "--tp-size * --ep-size: must be ", num_ranks,
@@ -146,7 +163,11 @@ absl::Status Validate(const Config& c, int num_ranks) {
           "--max-num-batched-tokens: must be at least --max-num-seqs (", c.max_num_seqs, "), is ",
           c.max_num_batched_tokens);
   p.Range("max-waiting", c.max_waiting, 1, 1 << 20);
-  p.Range("kv-cache-memory-bytes", c.kv_cache_memory_bytes, 1 << 20, int64_t{1} << 44);
+  p.AddIf(!(c.gpu_memory_utilization > 0 && c.gpu_memory_utilization <= 1),
+          "--gpu-memory-utilization: must be in (0, 1], is ", c.gpu_memory_utilization);
+  if (c.kv_cache_memory_bytes != 0) {
+    p.Range("kv-cache-memory-bytes", c.kv_cache_memory_bytes, 1 << 20, int64_t{1} << 44);
+  }
   p.Range("threads", c.threads, 0, 1024);
   p.AddIf(c.drain_timeout < absl::ZeroDuration(), "--drain-timeout: must not be negative, is ",
           absl::FormatDuration(c.drain_timeout));

@@ -15,12 +15,14 @@ namespace bough {
 
 struct Config {
   // Behaviour.
-  std::string model;                  // Hugging Face folder
-  std::string group;                  // name that routers and logs use
-  std::string listen;                 // rank 0's host:port for routers
-  std::string device = "cpu";         // cpu or cuda
-  std::string load_format = "auto";   // auto = safetensors, dummy = seeded random weights
-  int32_t tp_size = 1;                // tensor parallel ranks
+  std::string model;                    // Hugging Face folder
+  std::string group;                    // name that routers and logs use
+  std::string listen;                   // rank 0's host:port for routers
+  std::string device = "cpu";           // cpu or cuda
+  std::string load_format = "auto";     // auto = safetensors, dummy = seeded random weights
+  std::string quantization = "none";    // none = as stored, fp8 = linear weights to e4m3 on load
+  std::string kv_cache_dtype = "auto";  // auto = f32 on the CPU, bf16 on CUDA; fp8 = e4m3
+  int32_t tp_size = 1;                  // tensor parallel ranks
   int32_t ep_size = 1;                // expert parallel ranks; tp_size * ep_size = ranks of the job
   int32_t num_experts_per_tok = 0;    // 0 = the model's; fewer trades quality for speed
   int32_t max_model_len = 0;          // prompt + answer, tokens; 0 = the model's
@@ -28,10 +30,12 @@ struct Config {
   absl::Duration drain_timeout = absl::Seconds(30);  // at SIGTERM, for running requests to finish
 
   // Performance.
-  int32_t max_num_seqs = 256;                   // rows a step; raise for many parallel samples
-  int32_t max_num_batched_tokens = 2048;        // tokens a step; lower bounds a decode row's wait
-  int32_t max_waiting = 1024;                   // requests queued before new ones are refused
-  int64_t kv_cache_memory_bytes = 512ll << 20;  // per rank, K and V of all layers
+  int32_t max_num_seqs = 256;             // rows a step; raise for many parallel samples
+  int32_t max_num_batched_tokens = 2048;  // tokens a step; lower bounds a decode row's wait
+  int32_t max_waiting = 1024;             // requests queued before new ones are refused
+  double gpu_memory_utilization = 0.90;   // share of a GPU for weights, scratch and KV cache
+  int64_t kv_cache_memory_bytes = 0;      // per rank; 0 = that share's rest, on the CPU 512 MiB
+  bool enforce_eager = false;             // launch decode steps' kernels one by one: no CUDA graphs
   bool enable_bifurcated_attention = true;  // false = plain attention; same tokens, more bytes read
   int32_t threads = 0;  // CPU kernel threads per rank; 0 = cores / ranks, at least 1
 

@@ -152,6 +152,42 @@ void Quantize(const QuantizeParams& p) {
   });
 }
 
+namespace {
+
+// Sum of (value - x)^2 were the row quantised with this scale.
+float SquaredError(const float* x, int size, float inverse, float scale) {
+  float error = 0;
+  for (int i = 0; i < size; ++i) {
+    const float difference = E4M3ToFloat(FloatToE4M3(x[i] * inverse)) * scale - x[i];
+    error += difference * difference;
+  }
+  return error;
+}
+
+}  // namespace
+
+void QuantizeWeights(const QuantizeParams& p) {
+  CheckIsF32(p.dtype);
+  ParallelFor(static_cast<int>(p.num_rows), 200.0 * p.num_rows * p.size, [&](int r) {
+    const float* row = static_cast<const float*>(p.x) + int64_t{r} * p.size;
+    const float amax = AbsMax(row, p.size);
+    float best_step = 1, least_error = INFINITY;
+    for (int j = 0; j < kNumScaleSteps; ++j) {
+      const float step = 1 + static_cast<float>(j) / kNumScaleSteps;
+      const float error =
+          SquaredError(row, p.size, InverseScale(amax) / step, amax / kMaxE4M3 * step);
+      if (error < least_error) {
+        least_error = error;
+        best_step = step;
+      }
+    }
+    uint8_t* out = static_cast<uint8_t*>(p.out) + int64_t{r} * p.size;
+    for (int i = 0; i < p.size; ++i)
+      out[i] = FloatToE4M3(row[i] * (InverseScale(amax) / best_step));
+    p.scale[r] = amax / kMaxE4M3 * best_step;
+  });
+}
+
 void CopyBlocks(const CopyBlocksParams& p) {
   for (int i = 0; i < p.num_copies; ++i) {
     for (void* cache : {p.k_cache, p.v_cache}) {

@@ -9,6 +9,7 @@ const Ops& Table() {
       .RopeAppend = [](const RopeAppendParams& p, Stream) { RopeAppend(p); },
       .SiluMul = [](const SiluMulParams& p, Stream) { SiluMul(p); },
       .Quantize = [](const QuantizeParams& p, Stream) { Quantize(p); },
+      .QuantizeWeights = [](const QuantizeParams& p, Stream) { QuantizeWeights(p); },
       .CopyBlocks = [](const CopyBlocksParams& p, Stream) { CopyBlocks(p); },
       .Gemm = [](const GemmParams& p, Stream) { Gemm(p); },
       .GroupedGemm = [](const GroupedGemmParams& p, Stream) { GroupedGemm(p); },

@@ -11,12 +11,20 @@
 
 namespace bough::cpu {
 
-// Writes the row as e4m3 and returns its scale. NaN elements stay NaN and do not count for amax.
-inline float QuantizeRow(const float* x, int size, uint8_t* out) {
+// NaN elements do not count.
+inline float AbsMax(const float* x, int size) {
   float amax = 0;
   for (int i = 0; i < size; ++i) amax = std::abs(x[i]) > amax ? std::abs(x[i]) : amax;
-  // FLT_MAX: where amax is below 2^-119 the quotient is infinite, and zeros would become NaN.
-  const float inverse = amax == 0 ? 0 : std::min(kMaxE4M3 / amax, FLT_MAX);
+  return amax;
+}
+
+// What a row of that amax is multiplied with before it is rounded. FLT_MAX: where amax is below
+// 2^-119 the quotient is infinite, and zeros would become NaN.
+inline float InverseScale(float amax) { return amax == 0 ? 0 : std::min(kMaxE4M3 / amax, FLT_MAX); }
+
+// Writes the row as e4m3 and returns its scale. NaN elements stay NaN.
+inline float QuantizeRow(const float* x, int size, uint8_t* out) {
+  const float amax = AbsMax(x, size), inverse = InverseScale(amax);
   for (int i = 0; i < size; ++i) out[i] = FloatToE4M3(x[i] * inverse);
   return amax / kMaxE4M3;
 }

@@ -1,133 +1,74 @@
-// One kernel for both products; the dense one is the grouped one with a single expert. A thread
-// block makes a 64x64 tile of y, stepping through k by 32 via shared memory. Nothing is split over
-// k, so a row's sum has one order whatever rows stand beside it, as on the CPU.
-#include "kernels/cuda/gemm_tile.cuh"
-#include "kernels/gemm.h"
+// Which kernel and which tile a product gets.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/gemm_config.h"
+#include "kernels/cuda/gemm_sm90.cuh"
 
 namespace bough::cuda {
-namespace {
 
-// Rows [row_begin, row_end) of y, at most kTileM of them, all of one expert.
-struct RowTile {
-  int expert, row_begin, row_end;
-};
-
-// Tiles are numbered expert by expert; false for indices past the last. Offsets are known on the
-// device only, so the grid is an upper bound.
-__device__ bool FindRowTile(const GroupedGemmParams& p, int index, RowTile& tile) {
-  if (p.expert_offsets == nullptr) {
-    tile = {0, index * kTileM, min((index + 1) * kTileM, p.num_rows)};
-    return true;
-  }
-  for (int e = 0; e < p.num_experts; ++e) {
-    const int begin = p.expert_offsets[e], end = p.expert_offsets[e + 1];
-    const int num_tiles = CeilDiv(end - begin, kTileM);
-    if (index < num_tiles) {
-      tile = {e, begin + index * kTileM, min(begin + (index + 1) * kTileM, end)};
-      return true;
-    }
-    index -= num_tiles;
-  }
-  return false;
+// From bench-kernels-gemm --sweep on an H200.
+GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms) {
+  // Rows of one expert when tokens choose evenly, and three standard deviations more.
+  const double mean = static_cast<double>(num_rows) / num_experts;
+  const double rows =
+      num_experts == 1 ? mean : std::min<double>(num_rows, mean + 3 * std::sqrt(mean));
+  if (rows <= 8) return {.tile_n = 64, .tile_m = 8};
+  if (rows <= 16) return {.tile_n = 64, .tile_m = 16};
+  if (rows <= 32) return {.tile_n = 128, .tile_m = 32};
+  if (rows <= 64) return {.tile_n = 128, .tile_m = 64};
+  if (num_experts > 1 && rows <= 128) return {.tile_n = 128, .tile_m = 128, .cluster = 2};
+  if (num_experts > 1 && rows <= 256) return {.tile_n = 128, .tile_m = 256, .cluster = 2};
+  // The larger tile takes less from L2, the smaller leaves fewer SMs idle in the last round.
+  const double m_tiles = std::ceil(mean / 128) * num_experts;
+  const double large = 2 * std::ceil(m_tiles * CeilDiv(n, 256) / num_sms);
+  const double small = 1.08 * std::ceil(m_tiles * CeilDiv(n, 128) / num_sms);
+  if (small < large) return {.tile_n = 128, .tile_m = 128, .cluster = 2};
+  return {.tile_n = 256, .tile_m = 128};
 }
 
-// Columns [k_begin, k_begin + 32) of one row of k elements into `out`, zeros past the end or when
-// row is nullptr. `packed`: rows are multiples of 16 bytes.
-template <typename T>
-__device__ void LoadSlice(const T* row, int k, int k_begin, int pack, bool packed, T* out) {
-  const int at = k_begin + pack * Pack<T>::kSize;
-  Pack<T> values;
-  if (row != nullptr && packed && at < k) {
-    values = LoadPack(row + at);
-  } else {
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; ++i) {
-      values.v[i] = row != nullptr && at + i < k ? row[at + i] : FromFloat<T>(0);
-    }
+bool FitsTiles(const GroupedGemmParams& p) {
+  const bool e4m3 = p.dtype == DType::kF8E4M3 && p.w_dtype == DType::kF8E4M3;
+  const bool bf16 = p.dtype == DType::kBF16 && p.w_dtype == DType::kBF16;
+  if (!e4m3 && !bf16) return false;
+  if (p.out_dtype != DType::kBF16 && p.out_dtype != DType::kF32) return false;
+  for (const void* tensor : {p.x, p.w, static_cast<const void*>(p.y)}) {
+    if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
   }
-  *reinterpret_cast<Pack<T>*>(out + pack * Pack<T>::kSize) = values;
+  return p.num_experts <= kMaxExperts && p.k > 0 && p.k * SizeOf(p.dtype) % 16 == 0 &&
+         p.n * SizeOf(p.out_dtype) % 16 == 0;
 }
 
-// Grid: (tiles of n, tiles of rows).
-template <typename T, typename Out>
-__global__ void __launch_bounds__(kTileThreads) GroupedGemmKernel(GroupedGemmParams p) {
-  constexpr int kPacksPerRow = kTileK / Pack<T>::kSize;
-  __shared__ alignas(32) T x_tile[kTileM * kTileStride<T>];
-  __shared__ alignas(32) T w_tile[kTileN * kTileStride<T>];
-  __shared__ alignas(32) float y_tile[kTileM * kTileN];
-  RowTile tile;
-  if (!FindRowTile(p, blockIdx.y, tile)) return;
-  const int n_begin = blockIdx.x * kTileN;
-  const bool packed = p.k % Pack<T>::kSize == 0;
-  const T* x = static_cast<const T*>(p.x);
-  const T* w = static_cast<const T*>(p.w) + int64_t{tile.expert} * p.n * p.k;
-  const auto x_row = [&](int i) -> const T* {
-    const int row = tile.row_begin + i;
-    if (row >= tile.row_end) return nullptr;
-    return x + int64_t{p.x_rows == nullptr ? row : p.x_rows[row]} * p.k;
-  };
-  const auto w_row = [&](int i) -> const T* {
-    return n_begin + i < p.n ? w + int64_t{n_begin + i} * p.k : nullptr;
-  };
-
-  TileProduct<T> product;
-  for (int k = 0; k < p.k; k += kTileK) {
-    for (int j = threadIdx.x; j < kTileM * kPacksPerRow; j += kTileThreads) {
-      const int i = j / kPacksPerRow, pack = j % kPacksPerRow;
-      LoadSlice(x_row(i), p.k, k, pack, packed, x_tile + i * kTileStride<T>);
-      LoadSlice(w_row(i), p.k, k, pack, packed, w_tile + i * kTileStride<T>);
-    }
-    __syncthreads();
-    product.Accumulate(x_tile, w_tile);
-    __syncthreads();
-  }
-
-  product.Store(y_tile);
-  __syncthreads();
-  Out* y = static_cast<Out*>(p.y);
-  for (int j = threadIdx.x; j < kTileM * kTileN; j += kTileThreads) {
-    const int row = tile.row_begin + j / kTileN, n = n_begin + j % kTileN;
-    if (row < tile.row_end && n < p.n) y[int64_t{row} * p.n + n] = FromFloat<Out>(y_tile[j]);
-  }
-}
-
-template <typename T, typename Out>
-void Launch(const GroupedGemmParams& p, int num_row_tiles, Stream stream) {
-  for (const void* operand : {p.x, p.w}) {
-    CHECK_EQ(reinterpret_cast<uintptr_t>(operand) % sizeof(Pack<T>), 0u) << "operands are aligned";
-  }
-  const dim3 grid(CeilDiv(p.n, kTileN), num_row_tiles);
-  GroupedGemmKernel<T, Out><<<grid, kTileThreads, 0, stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
-}
-
-}  // namespace
-
-void Gemm(const GemmParams& p, Stream stream) {
-  if (p.m == 0 || p.n == 0) return;
-  const GroupedGemmParams one_expert = {
-      .x = p.x, .w = p.w, .y = p.y, .num_experts = 1, .num_rows = p.m, .n = p.n, .k = p.k};
-  const int num_row_tiles = CeilDiv(p.m, kTileM);
-  const auto is = [&](DType x, DType w, DType y) {
-    return p.dtype == x && p.w_dtype == w && p.out_dtype == y;
-  };
-  constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
-  if (is(kF32, kF32, kF32)) return Launch<float, float>(one_expert, num_row_tiles, stream);
-  if (is(kBF16, kBF16, kF32)) return Launch<BF16, float>(one_expert, num_row_tiles, stream);
-  if (is(kBF16, kBF16, kBF16)) return Launch<BF16, BF16>(one_expert, num_row_tiles, stream);
-  CHECK(false) << Name(p.dtype) << " x " << Name(p.w_dtype) << " -> " << Name(p.out_dtype)
-               << ", CUDA takes f32 x f32 -> f32 and bf16 x bf16 -> f32 or bf16";
+void TiledGemm(const GroupedGemmParams& p, const GemmConfig& config, Stream stream) {
+  if (p.dtype == DType::kF8E4M3) return TiledGemmE4M3(p, config, stream);
+  return TiledGemmBF16(p, config, stream);
 }
 
 void GroupedGemm(const GroupedGemmParams& p, Stream stream) {
   if (p.num_rows == 0 || p.n == 0) return;
-  // Every expert ends in at most one tile that is not full.
-  const int num_row_tiles = p.num_rows / kTileM + p.num_experts;
-  const auto is = [&](DType x, DType w) { return p.dtype == x && p.w_dtype == w; };
-  if (is(DType::kF32, DType::kF32)) return Launch<float, float>(p, num_row_tiles, stream);
-  if (is(DType::kBF16, DType::kBF16)) return Launch<BF16, BF16>(p, num_row_tiles, stream);
-  CHECK(false) << Name(p.dtype) << " x " << Name(p.w_dtype)
-               << ", CUDA takes f32 x f32 and bf16 x bf16";
+  CHECK_EQ(p.dtype == DType::kF8E4M3, p.x_scale != nullptr) << "f8_e4m3 has scales, others none";
+  CHECK_EQ(p.x_scale != nullptr, p.w_scale != nullptr) << "both sides have scales, or none";
+  if (!FitsTiles(p)) return SimpleGemm(p, stream);
+  TiledGemm(p, PickConfig(p.num_rows, p.num_experts, p.n, NumSms()), stream);
+}
+
+// A single expert with all rows.
+void Gemm(const GemmParams& p, Stream stream) {
+  GroupedGemm({.x = p.x,
+               .x_scale = p.x_scale,
+               .w = p.w,
+               .w_scale = p.w_scale,
+               .expert_offsets = nullptr,
+               .y = p.y,
+               .workspace = p.workspace,
+               .num_experts = 1,
+               .num_rows = p.m,
+               .n = p.n,
+               .k = p.k,
+               .dtype = p.dtype,
+               .w_dtype = p.w_dtype,
+               .out_dtype = p.out_dtype},
+              stream);
 }
 
 }  // namespace bough::cuda

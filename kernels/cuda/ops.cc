@@ -9,6 +9,7 @@ const Ops& Table() {
       .RopeAppend = RopeAppend,
       .SiluMul = SiluMul,
       .Quantize = Quantize,
+      .QuantizeWeights = QuantizeWeights,
       .CopyBlocks = CopyBlocks,
       .Gemm = Gemm,
       .GroupedGemm = GroupedGemm,

@@ -166,6 +166,56 @@ TEST(SiluMul, SaturatesWithoutOverflowAndKeepsNaN) {
   EXPECT_TRUE(std::isnan(out[3]));
 }
 
+// Sum of (value - x)^2 of one quantised row.
+double SquaredError(const float* x, const uint8_t* elements, float scale, int size) {
+  double error = 0;
+  for (int i = 0; i < size; ++i) {
+    const double difference = E4M3ToFloat(elements[i]) * double{scale} - x[i];
+    error += difference * difference;
+  }
+  return error;
+}
+
+TEST(QuantizeWeights, TakesTheScaleOfTheLeastErrorForEachSize) {
+  for (int size : {1, 7, 64, 1000}) {
+    SCOPED_TRACE(size);
+    constexpr int kRows = 5;
+    Random random(size);
+    const std::vector<float> x = RandomFloats(random, kRows * size, 2);
+    std::vector<uint8_t> got(kRows * size, 0x7f);
+    std::vector<float> scales(kRows, NAN);
+    cpu::QuantizeWeights({.x = x.data(),
+                          .out = got.data(),
+                          .scale = scales.data(),
+                          .num_rows = kRows,
+                          .size = size});
+    for (int r = 0; r < kRows; ++r) {
+      const float* row = x.data() + r * size;
+      float amax = 0;
+      for (int i = 0; i < size; ++i) amax = std::max(amax, std::abs(row[i]));
+      double least_error = INFINITY;
+      for (int j = 0; j < kNumScaleSteps; ++j) {
+        const float scale = amax / kMaxE4M3 * (1 + static_cast<float>(j) / kNumScaleSteps);
+        std::vector<uint8_t> elements(size);
+        for (int i = 0; i < size; ++i) elements[i] = FloatToE4M3(row[i] / scale);
+        least_error = std::min(least_error, SquaredError(row, elements.data(), scale, size));
+      }
+      const double error = SquaredError(row, got.data() + r * size, scales[r], size);
+      EXPECT_LE(error, least_error * 1.001 + 1e-12);  // f32 sums choose among near equals
+    }
+  }
+}
+
+TEST(QuantizeWeights, LeavesARowOfZerosZero) {
+  const std::vector<float> x(16, -0.0f);
+  std::vector<uint8_t> got(16, 0x7f);
+  float scale = NAN;
+  cpu::QuantizeWeights(
+      {.x = x.data(), .out = got.data(), .scale = &scale, .num_rows = 1, .size = 16});
+  for (uint8_t element : got) EXPECT_EQ(E4M3ToFloat(element), 0);
+  EXPECT_EQ(scale, 0);
+}
+
 TEST(SiluMul, QuantizesTheF32RowAndStopsAtNumRows) {
   constexpr int kTokens = 5, kSize = 21;
   Random random(1);

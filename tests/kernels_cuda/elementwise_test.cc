@@ -223,6 +223,44 @@ TEST_P(Elementwise, QuantizeGivesTheCpusBits) {
   }
 }
 
+// Scales are chosen by sums of squared errors: where two come out equal but for rounding, the twins
+// may differ, and are equally good.
+TEST_P(Elementwise, QuantizeWeightsIsAsGoodAsTheCpu) {
+  Random random(6);
+  for (const auto& [num_rows, size] :
+       {std::pair{0, 8}, {1, 8}, {3, 4096}, {33, 264}, {3, 14336}, {257, 64}}) {
+    SCOPED_TRACE(testing::Message() << num_rows << " x " << size);
+    auto x = Rounded(RandomFloats(random, int64_t{num_rows} * size, 3), GetParam());
+    if (num_rows > 1) std::fill(x.begin(), x.begin() + size, -0.0f);
+    const DeviceTensor device_x(x, GetParam());
+    const DeviceF8Rows got(num_rows, size);
+    cuda::QuantizeWeights({.x = device_x.data(),
+                           .out = got.elements(),
+                           .scale = got.scales(),
+                           .num_rows = num_rows,
+                           .size = size,
+                           .dtype = GetParam()},
+                          nullptr);
+    std::vector<uint8_t> want(x.size());
+    std::vector<float> want_scales(num_rows);
+    cpu::QuantizeWeights({.x = x.data(),
+                          .out = want.data(),
+                          .scale = want_scales.data(),
+                          .num_rows = num_rows,
+                          .size = size});
+    const std::vector<uint8_t> elements = got.Elements();
+    const std::vector<float> scales = got.Scales();
+    for (int r = 0; r < num_rows; ++r) {
+      double error = 0, want_error = 0;
+      for (int64_t i = int64_t{r} * size; i < int64_t{r + 1} * size; ++i) {
+        error += std::pow(double{E4M3ToFloat(elements[i])} * scales[r] - x[i], 2);
+        want_error += std::pow(double{E4M3ToFloat(want[i])} * want_scales[r] - x[i], 2);
+      }
+      EXPECT_NEAR(error, want_error, 1e-4 * want_error) << "row " << r;
+    }
+  }
+}
+
 class CopyBlocks : public CudaTest {};
 
 TEST_F(CopyBlocks, CopiesWholeBlocksOfAnySize) {

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
 #include "tests/worker_model/fp8_folder.h"
 #include "tests/worker_model/weight_views.h"
 
@@ -146,6 +148,35 @@ TEST(QuantizedOnLoad, ShardsAreCutFromTheWhole) {
   const auto config = LoadModelConfig(kTinyMixtral);
   const auto source = Checkpoint::Open(kTinyMixtral);
   ExpectShardsAreCutFromTheWhole(*config, **source, true, 3, 1);
+}
+
+// tools/quantize_checkpoint.py computes what loading computes.
+TEST(QuantizedOnLoad, EqualsTheFolderThatTheToolWrites) {
+  if (std::system("python3 -c 'import numpy' 2>/dev/null") != 0) GTEST_SKIP() << "no numpy here";
+  const testing::TempFolder folder;
+  const std::string out = folder.File("fp8");
+  ASSERT_EQ(std::system(absl::StrCat("python3 tools/quantize_checkpoint.py ", kTinyMixtral, " ",
+                                     out, " --scales channel >/dev/null")
+                            .c_str()),
+            0);
+  const auto config = LoadModelConfig(out);
+  ASSERT_TRUE(config.ok()) << config.status();
+  const auto bf16 = Checkpoint::Open(kTinyMixtral), written = Checkpoint::Open(out);
+  ASSERT_TRUE(written.ok()) << written.status();
+  const LoadedShard want = LoadShard(*config, **bf16, true, 1, 1, 0);
+  const LoadedShard got = LoadShard(*config, **written, false, 1, 1, 0);
+  const int64_t hidden = config->hidden_size, inter = config->intermediate_size;
+  for (int layer = 0; layer < config->num_hidden_layers; ++layer) {
+    const LayerWeights &a = got.weights.layers[layer], &b = want.weights.layers[layer];
+    const auto expect_same = [](const Weight& x, const Weight& y, int64_t rows, int64_t cols) {
+      ASSERT_EQ(x.dtype, DType::kF8E4M3);
+      EXPECT_EQ(std::memcmp(x.scale, y.scale, rows * sizeof(float)), 0);
+      EXPECT_EQ(std::memcmp(x.data, y.data, rows * cols), 0);
+    };
+    expect_same(a.o, b.o, hidden, config->num_attention_heads * config->head_dim);
+    expect_same(a.gate_up, b.gate_up, config->num_local_experts * 2 * inter, hidden);
+    expect_same(a.down, b.down, config->num_local_experts * hidden, inter);
+  }
 }
 
 // What a folder with these tensors is refused with.

@@ -66,7 +66,7 @@ TEST_F(ModelRunnerTest, RefusesOptionsThatDoNotFitByTheirFlag) {
   EXPECT_EQ(LoadError(), "--load-format must be auto or dummy, is gguf");
   options_ = good;
   options_.kv_cache_memory_bytes = 1000;
-  EXPECT_THAT(LoadError(), HasSubstr("--kv-cache-memory-bytes = 1000 holds no block"));
+  EXPECT_THAT(LoadError(), HasSubstr("memory, 1000 bytes, holds no block"));
   options_ = good;
   options_.max_num_seqs = 0;
   EXPECT_EQ(LoadError(), "--max-num-seqs must be at least 1, is 0");

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/worker_model/device_wrapper.h"
 #include "tests/worker_model/weight_views.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/dummy_weights.h"
@@ -54,10 +55,10 @@ TEST(Weights, DummyShardsAreCutFromOneTensor) {
 TEST(Weights, DummyMatricesHaveVarianceOneOverColumnsAndNormsAreOnes) {
   const auto config = LoadModelConfig(kTinyMixtral);
   const LoadedShard full = LoadShard(*config, DummyWeights(), false, 1, 1, 0);
-  const int64_t hidden = config->hidden_size, count = config->vocab_size * hidden;
+  const int64_t hidden = config->hidden_size, count = 5 * 2 * config->intermediate_size * hidden;
   double sum = 0, squares = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const float value = At(full.weights.embedding, i, hidden);
+    const float value = At(full.weights.layers[0].gate_up, i, hidden);
     sum += value;
     squares += value * value;
   }
@@ -100,49 +101,24 @@ TEST(Weights, NameATensorThatTheConfigContradicts) {
 }
 
 // The CPU's memory, up to a limit.
-class SmallDevice : public Device {
+class SmallDevice : public testing::DeviceWrapper {
  public:
-  explicit SmallDevice(int64_t num_bytes) : free_(num_bytes) {}
+  explicit SmallDevice(int64_t num_bytes) : free_bytes_(num_bytes) {}
   int num_allocations() const { return num_allocations_; }
 
   void* Allocate(int64_t num_bytes) override {
-    if (num_bytes > free_) return nullptr;
-    free_ -= num_bytes;
+    if (num_bytes > free_bytes_) return nullptr;
+    free_bytes_ -= num_bytes;
     ++num_allocations_;
-    return cpu_->Allocate(num_bytes);
+    return DeviceWrapper::Allocate(num_bytes);
   }
   void Free(void* data) override {
     --num_allocations_;
-    cpu_->Free(data);
-  }
-  const Ops& ops() const override { return cpu_->ops(); }
-  Stream stream() const override { return cpu_->stream(); }
-  std::string name() const override { return "small"; }
-  bool is_cuda() const override { return false; }
-  void* AllocateHost(int64_t num_bytes) override { return cpu_->AllocateHost(num_bytes); }
-  void FreeHost(void* data) override { cpu_->FreeHost(data); }
-  int64_t FreeBytes() const override { return free_; }
-  int64_t TotalBytes() const override { return free_; }
-  void CopyToDevice(void* dst, const void* src, int64_t num_bytes) override {
-    cpu_->CopyToDevice(dst, src, num_bytes);
-  }
-  void CopyToHost(void* dst, const void* src, int64_t num_bytes) override {
-    cpu_->CopyToHost(dst, src, num_bytes);
-  }
-  void CopyRows(void* dst, int64_t dst_stride, const void* src, int64_t src_stride,
-                int64_t row_bytes, int64_t num_rows) override {
-    cpu_->CopyRows(dst, dst_stride, src, src_stride, row_bytes, num_rows);
-  }
-  void Zero(void* data, int64_t num_bytes) override { cpu_->Zero(data, num_bytes); }
-  void Synchronize() override { cpu_->Synchronize(); }
-  std::unique_ptr<DeviceEvent> NewEvent() override { return cpu_->NewEvent(); }
-  std::unique_ptr<LaunchGraph> Capture(const std::function<void()>& launch) override {
-    return cpu_->Capture(launch);
+    DeviceWrapper::Free(data);
   }
 
  private:
-  const std::unique_ptr<Device> cpu_ = MakeCpuDevice();
-  int64_t free_;
+  int64_t free_bytes_;
   int num_allocations_ = 0;
 };
 
@@ -153,7 +129,7 @@ TEST(Weights, SayWhatDoesNotFitAndFreeWhatDid) {
                                    &device, [](auto, auto) {});
   EXPECT_EQ(weights.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(weights.status().message()),
-              HasSubstr("weights: cannot allocate 153600 bytes on small"));
+              HasSubstr("weights: cannot allocate 153600 bytes on test"));
   EXPECT_EQ(device.num_allocations(), 0);
 }
 

@@ -1,5 +1,7 @@
 #include "worker/config.h"
 
+#include <cmath>
+
 #include "absl/flags/reflection.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -40,10 +42,29 @@ TEST(ConfigValidate, TheRanksMustBeTpTimesEp) {
             "--tp-size * --ep-size: must be 3, the number of MPI ranks, is 2 * 1");
 }
 
-TEST(ConfigValidate, RefusesCudaWhileThereIsNoCudaEngine) {
+TEST(ConfigValidate, NamesWhatAWordMayBe) {
   Config config = GoodConfig();
-  config.device = "cuda";
-  EXPECT_EQ(Problems(config), "--device: must be cpu in this version, is 'cuda'");
+  for (const char* device : {"cpu", "cuda"}) {
+    config.device = device;
+    EXPECT_EQ(Problems(config), "");
+  }
+  config.device = "tpu";
+  config.quantization = "int8";
+  config.kv_cache_dtype = "f16";
+  EXPECT_EQ(Problems(config),
+            "--device: must be one of cpu, cuda, is 'tpu'\n"
+            "--quantization: must be one of none, fp8, is 'int8'\n"
+            "--kv-cache-dtype: must be one of auto, fp8, is 'f16'");
+}
+
+TEST(ConfigValidate, TheGpusShareIsMoreThanNothingAndAtMostAll) {
+  Config config = GoodConfig();
+  for (double bad : {0.0, -0.5, 1.01, std::nan("")}) {
+    config.gpu_memory_utilization = bad;
+    EXPECT_THAT(Problems(config), HasSubstr("--gpu-memory-utilization: must be in (0, 1], is "));
+  }
+  config.gpu_memory_utilization = 1;
+  EXPECT_EQ(Problems(config), "");
 }
 
 TEST(ConfigValidate, ModelMustBeAFolder) {
@@ -86,14 +107,20 @@ TEST(ConfigValidate, CheckNeedsNeitherGroupNorAddress) {
 }
 
 TEST_F(ConfigFlags, CarryTheFieldsNames) {
-  const auto config = ParseConfig({"--model=m", "--tp-size=4", "--kv-cache-memory-bytes", "1048576",
-                                   "--noenable-prefix-caching", "--drain-timeout=5s"});
+  const auto config =
+      ParseConfig({"--model=m", "--tp-size=4", "--kv-cache-memory-bytes", "1048576",
+                   "--noenable-prefix-caching", "--drain-timeout=5s", "--quantization=fp8",
+                   "--kv-cache-dtype=fp8", "--gpu-memory-utilization=0.5", "--enforce-eager"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model, "m");
   EXPECT_EQ(config->tp_size, 4);
   EXPECT_EQ(config->kv_cache_memory_bytes, 1048576);
   EXPECT_FALSE(config->enable_prefix_caching);
   EXPECT_EQ(config->drain_timeout, absl::Seconds(5));
+  EXPECT_EQ(config->quantization, "fp8");
+  EXPECT_EQ(config->kv_cache_dtype, "fp8");
+  EXPECT_EQ(config->gpu_memory_utilization, 0.5);
+  EXPECT_TRUE(config->enforce_eager);
   EXPECT_EQ(config->max_num_seqs, Config().max_num_seqs);
 }
 

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,9 +15,22 @@ class PassedEvent : public DeviceEvent {
   void Wait() override {}
 };
 
+class WallTime : public TimeStamp {
+ public:
+  void Record() override { time_ = std::chrono::steady_clock::now(); }
+  double MillisecondsSince(const TimeStamp& earlier) const override {
+    const auto since = time_ - static_cast<const WallTime&>(earlier).time_;
+    return std::chrono::duration<double, std::milli>(since).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_;
+};
+
 class CpuDevice : public Device {
  public:
-  const Ops& ops() const override { return cpu::Table(); }
+  CpuDevice() : Device(&cpu::Table()) {}
+
   Stream stream() const override { return nullptr; }
   std::string name() const override { return "cpu"; }
   bool is_cuda() const override { return false; }
@@ -50,6 +64,8 @@ class CpuDevice : public Device {
 
   std::unique_ptr<DeviceEvent> NewEvent() override { return std::make_unique<PassedEvent>(); }
   std::unique_ptr<LaunchGraph> Capture(const std::function<void()>&) override { return nullptr; }
+  bool IsCapturing() const override { return false; }
+  std::unique_ptr<TimeStamp> NewTimeStamp() override { return std::make_unique<WallTime>(); }
 };
 
 }  // namespace

@@ -37,15 +37,43 @@ class CudaEvent : public DeviceEvent {
   cudaEvent_t event_ = nullptr;
 };
 
+bool IsCapturingOn(Stream stream) {
+  cudaStreamCaptureStatus status;
+  CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status == cudaStreamCaptureStatusActive;
+}
+
+class CudaTimeStamp : public TimeStamp {
+ public:
+  explicit CudaTimeStamp(Stream stream) : stream_(stream) { CUDA_CHECK(cudaEventCreate(&event_)); }
+  ~CudaTimeStamp() override { CUDA_CHECK(cudaEventDestroy(event_)); }
+
+  void Record() override {
+    // External: in a graph it is a node that records, not an edge between two captures.
+    const unsigned flags =
+        IsCapturingOn(stream_) ? cudaEventRecordExternal : cudaEventRecordDefault;
+    CUDA_CHECK(cudaEventRecordWithFlags(event_, stream_, flags));
+  }
+  double MillisecondsSince(const TimeStamp& earlier) const override {
+    float ms = 0;
+    CUDA_CHECK(
+        cudaEventElapsedTime(&ms, static_cast<const CudaTimeStamp&>(earlier).event_, event_));
+    return ms;
+  }
+
+ private:
+  const Stream stream_;
+  cudaEvent_t event_ = nullptr;
+};
+
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(int index) : index_(index) {
+  explicit CudaDevice(int index) : Device(&cuda::Table()), index_(index) {
     CUDA_CHECK(cudaSetDevice(index_));
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~CudaDevice() override { CUDA_CHECK(cudaStreamDestroy(stream_)); }
 
-  const Ops& ops() const override { return cuda::Table(); }
   Stream stream() const override { return stream_; }
   bool is_cuda() const override { return true; }
   std::string name() const override {
@@ -100,6 +128,10 @@ class CudaDevice : public Device {
     auto captured = std::make_unique<CudaGraph>(graph, stream_);
     CUDA_CHECK(cudaGraphDestroy(graph));
     return captured;
+  }
+  bool IsCapturing() const override { return IsCapturingOn(stream_); }
+  std::unique_ptr<TimeStamp> NewTimeStamp() override {
+    return std::make_unique<CudaTimeStamp>(stream_);
   }
 
  private:

@@ -30,13 +30,28 @@ class DeviceEvent {
   virtual void Wait() = 0;
 };
 
+// A point in the stream whose time is measured. One recorded in a LaunchGraph is set anew by each of
+// its launches.
+class TimeStamp {
+ public:
+  virtual ~TimeStamp() = default;
+  virtual void Record() = 0;
+  // REQUIRES: the stream has passed both.
+  virtual double MillisecondsSince(const TimeStamp& earlier) const = 0;
+};
+
 // Called only from the thread that runs batches, which during start-up is the loading thread.
 // Errors of the device end the process (CUDA_CHECK); only allocation may fail.
 class Device {
  public:
+  explicit Device(const Ops* ops) : ops_(ops) {}
   virtual ~Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
 
-  virtual const Ops& ops() const = 0;
+  const Ops& ops() const { return *ops_; }
+  // The same ops by another way, e.g. timed (op_times.h); `ops` outlives the device.
+  void set_ops(const Ops* ops) { ops_ = ops; }
   virtual Stream stream() const = 0;
   virtual std::string name() const = 0;  // as the maker calls it
   virtual bool is_cuda() const = 0;
@@ -68,6 +83,11 @@ class Device {
   // What `launch` puts on the stream, recorded and not run. nullptr where nothing is gained by it
   // (the CPU): call `launch` itself.
   virtual std::unique_ptr<LaunchGraph> Capture(const std::function<void()>& launch) = 0;
+  virtual bool IsCapturing() const = 0;
+  virtual std::unique_ptr<TimeStamp> NewTimeStamp() = 0;
+
+ private:
+  const Ops* ops_;
 };
 
 std::unique_ptr<Device> MakeCpuDevice();

@@ -188,13 +188,13 @@ class Loader {
     Bring(band, reader, wide_.data());
     const int64_t num_rows = band.fill.num_rows, num_cols = band.fill.num_cols;
     const bool is_cut = band.cols.size() < num_cols;
-    device_->ops().Quantize({.x = wide_.data(),
-                             .out = is_cut ? fp8_.data() : band.out,
-                             .scale = band.scale,
-                             .num_rows = num_rows,
-                             .size = static_cast<int>(num_cols),
-                             .dtype = band.fill.dtype},
-                            device_->stream());
+    device_->ops().QuantizeWeights({.x = wide_.data(),
+                                    .out = is_cut ? fp8_.data() : band.out,
+                                    .scale = band.scale,
+                                    .num_rows = num_rows,
+                                    .size = static_cast<int>(num_cols),
+                                    .dtype = band.fill.dtype},
+                                   device_->stream());
     if (!is_cut) return;
     device_->CopyRows(band.out, band.cols.size(), fp8_.as<uint8_t>() + band.cols.begin, num_cols,
                       band.cols.size(), num_rows);

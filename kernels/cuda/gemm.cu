@@ -7,24 +7,24 @@
 
 namespace bough::cuda {
 
-GemmConfig PickConfig(int num_rows, int num_experts, int n, int64_t row_bytes, int num_sms) {
+// From bench-kernels-gemm --sweep on an H200.
+GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms) {
   // Rows of one expert when tokens choose evenly, and three standard deviations more.
   const double mean = static_cast<double>(num_rows) / num_experts;
   const double rows =
-      num_experts == 1 ? num_rows : std::min<double>(num_rows, mean + 3 * std::sqrt(mean));
-  // Weights of 64 outputs per SM: tiles must be many before they may be large.
-  const double tiles_per_sm = static_cast<double>(CeilDiv(n, 64)) *
-                              std::min(num_rows, num_experts) * row_bytes / 4096 / num_sms;
-  const bool much_work = tiles_per_sm > 4;
-  if (rows <= 8) return {.tile_n = 64, .tile_m = 8, .split_k = true};
-  if (rows <= 16) return {.tile_n = 64, .tile_m = 16, .split_k = true};
-  if (rows <= 32) return {.tile_n = much_work ? 128 : 64, .tile_m = 32, .split_k = true};
-  if (rows <= 64) return {.tile_n = much_work ? 128 : 64, .tile_m = 64, .split_k = true};
-  if (rows <= 128) return {.tile_n = much_work ? 256 : 128, .tile_m = 128, .split_k = true};
-  // Whole tiles, unless the last round of them would leave many SMs idle.
-  const double rounds = CeilDiv(n, 256) * (std::ceil(mean / 256) * num_experts) / (num_sms / 2);
-  const bool split_k = rounds < 8 && std::ceil(rounds) / rounds > 1.15;
-  return {.tile_n = 128, .tile_m = 256, .cluster = 2, .split_k = split_k};
+      num_experts == 1 ? mean : std::min<double>(num_rows, mean + 3 * std::sqrt(mean));
+  if (rows <= 8) return {.tile_n = 64, .tile_m = 8};
+  if (rows <= 16) return {.tile_n = 64, .tile_m = 16};
+  if (rows <= 32) return {.tile_n = 128, .tile_m = 32};
+  if (rows <= 64) return {.tile_n = 128, .tile_m = 64};
+  if (num_experts > 1 && rows <= 128) return {.tile_n = 128, .tile_m = 128, .cluster = 2};
+  if (num_experts > 1 && rows <= 256) return {.tile_n = 128, .tile_m = 256, .cluster = 2};
+  // The larger tile takes less from L2, the smaller leaves fewer SMs idle in the last round.
+  const double m_tiles = std::ceil(mean / 128) * num_experts;
+  const double large = 2 * std::ceil(m_tiles * CeilDiv(n, 256) / num_sms);
+  const double small = 1.08 * std::ceil(m_tiles * CeilDiv(n, 128) / num_sms);
+  if (small < large) return {.tile_n = 128, .tile_m = 128, .cluster = 2};
+  return {.tile_n = 256, .tile_m = 128};
 }
 
 bool FitsTiles(const GroupedGemmParams& p) {
@@ -49,8 +49,7 @@ void GroupedGemm(const GroupedGemmParams& p, Stream stream) {
   CHECK_EQ(p.dtype == DType::kF8E4M3, p.x_scale != nullptr) << "f8_e4m3 has scales, others none";
   CHECK_EQ(p.x_scale != nullptr, p.w_scale != nullptr) << "both sides have scales, or none";
   if (!FitsTiles(p)) return SimpleGemm(p, stream);
-  const int64_t row_bytes = int64_t{p.k} * SizeOf(p.dtype);
-  TiledGemm(p, PickConfig(p.num_rows, p.num_experts, p.n, row_bytes, NumSms()), stream);
+  TiledGemm(p, PickConfig(p.num_rows, p.num_experts, p.n, NumSms()), stream);
 }
 
 // A single expert with all rows.

@@ -6,22 +6,20 @@
 namespace bough::cuda {
 
 // A thread block computes tiles of y: tile_m tokens by tile_n outputs. `cluster` thread blocks with
-// neighbouring outputs share the copies of their tokens. split_k: all thread blocks get equal shares
-// of the k-blocks of all tiles; otherwise whole tiles.
+// neighbouring outputs share the copies of their tokens. split_k: tiles that do not fill a last round
+// of thread blocks may be split over k.
 struct GemmConfig {
   int tile_n = 0, tile_m = 0, cluster = 1;
-  bool split_k = false;
+  bool split_k = true;
   bool operator==(const GemmConfig&) const = default;
 };
 
 // Every tile that is compiled.
-inline constexpr GemmConfig kGemmTiles[] = {
-    {64, 8},   {64, 16},   {64, 32},   {128, 32},  {64, 64},
-    {128, 64}, {128, 128}, {256, 128}, {128, 256}, {128, 256, 2},
-};
+inline constexpr GemmConfig kGemmTiles[] = {{64, 8},       {64, 16},      {128, 32}, {128, 64},
+                                            {128, 128, 2}, {128, 256, 2}, {256, 128}};
 
-// num_rows: of all experts together, an upper bound; row_bytes: of one row of x.
-GemmConfig PickConfig(int num_rows, int num_experts, int n, int64_t row_bytes, int num_sms);
+// num_rows: of all experts together, an upper bound.
+GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms);
 
 // y by the config's tile; p.expert_offsets nullptr: one expert has all rows.
 // REQUIRES: dtypes, shapes and addresses that FitsTiles.

@@ -6,12 +6,12 @@
 // (a k-block), swizzled. One producer thread runs ahead over the thread block's list of work by as
 // many stages as fit, 180 KB or more in flight per SM; one or two warpgroups multiply.
 //
-// Few tokens: HBM bound, so the weights must stream through every SM all the time. All k-blocks of
-// all tiles form one line, cut into equal ranges, one per thread block. A tile cut by a range's end
-// belongs to the thread block with its first k-block; the others leave f32 sums in the workspace,
-// and the owner adds them in the order of k.
-// Many tokens: tensor-core bound; whole tiles, and a cluster of two thread blocks shares each copy
-// of tokens, since 128x256 tiles alone would need more than L2 delivers.
+// Few tokens: HBM bound, so the weights must stream through every SM all the time. Whole tiles in
+// turn leave SMs idle in the last round; the tiles that do not fill a round are split over k (see
+// Schedule). A split tile belongs to the thread block with its first k-block; the others leave f32
+// sums in the workspace, and the owner adds them in the order of k.
+// Many tokens: tensor-core bound; a cluster of two thread blocks shares each copy of tokens, since
+// 128x256 tiles alone would need more than L2 delivers.
 //
 // FP8 products are summed by the tensor core with about 14 bits; tiles with registers to spare add
 // them to f32 every 4 k-blocks.
@@ -60,12 +60,12 @@ struct Tile {
       kWarpgroups * kWarpgroupSize + (kLendsRegisters ? kWarpgroupSize : kWarpSize);
   static constexpr int kProducts = kTileN / 64 / kWarpgroups;  // of 64 outputs, per warpgroup
   static constexpr int kSums = kTileM / 2;                     // per product and thread
-  // Tokens come in boxes, of which a last tile may need fewer.
-  static constexpr int kBoxRows = kTileM < 64 ? kTileM : 64;
+  // Tokens come in boxes, of which a tile with fewer tokens needs fewer.
+  static constexpr int kBoxRows = kTileM <= 32 ? kTileM : kTileM <= 128 ? 32 : 64;
   static constexpr int kBoxBytes = kBoxRows * kBlockBytes;
   static constexpr int kWeightBytes = kTileN * kBlockBytes, kTokenBytes = kTileM * kBlockBytes;
-  // Tensor-core bound tiles multiply by the boxes that hold tokens, no more.
-  static constexpr int kWidthStep = kTileM == 256 ? 64 : kTileM;
+  // Wide tiles multiply by as many tokens as there are, in steps.
+  static constexpr int kWidthStep = kTileM >= 128 ? 64 : kTileM;
   static constexpr bool kPromotes = sizeof(T) == 1 && kProducts * kSums <= 64;
   static constexpr int kPartialPacks = kProducts * kSums / 4;
   // y goes through shared memory in chunks of tokens, [chunk][64 outputs] and 16 bytes of padding.
@@ -113,6 +113,10 @@ struct Work {
 // cluster are one unit with kCluster * kTileN outputs. Tiles are numbered by expert, band of
 // kBandTiles tiles of tokens, tile of outputs, tile of tokens within the band: neighbours in time
 // share weights, and a band's tokens stay in L2.
+//
+// Units take tiles in turn. What does not fill a round may be split over k: the first tiles, so that
+// the sums of several units meet while the copies for whole tiles run on. Their k-blocks form one
+// line, cut into equal ranges.
 template <typename Tile>
 class Schedule {
  public:
@@ -120,21 +124,25 @@ class Schedule {
       : args_(args),
         table_(table),
         num_n_tiles_(CeilDiv(args.n, Tile::kTileN * Tile::kCluster)),
-        num_blocks_(table.tile_begin[args.num_experts] * args.num_k_blocks),
+        num_tiles_(table.tile_begin[args.num_experts]),
         num_units_(gridDim.x / Tile::kCluster) {
     const int unit = blockIdx.x / Tile::kCluster;
-    if (args.split_k) {
-      position_ = Begin(unit);
-      end_ = Begin(unit + 1);
-    } else {
-      position_ = min(int64_t{unit} * args.num_k_blocks, int64_t{num_blocks_});
-      end_ = num_blocks_;
-      skip_ = (num_units_ - 1) * args.num_k_blocks;
-    }
+    const int num_split = args.split_k ? NumSplitTiles() : 0;
+    line_end_ = num_split * args.num_k_blocks;
+    // Each with a quarter of a tile or more: a tile's owner adds the others' sums one by one.
+    num_splitters_ = min(num_units_, num_split * min(4, args.num_k_blocks));
+    position_ = Begin(unit);
+    end_ = Begin(unit + 1);
+    next_tile_ = num_split + unit;
   }
 
   __device__ bool Next(Work& work) {
-    if (position_ >= end_) return false;
+    if (position_ == end_) {
+      if (next_tile_ >= num_tiles_) return false;
+      position_ = next_tile_ * args_.num_k_blocks;
+      end_ = position_ + args_.num_k_blocks;
+      next_tile_ += num_units_;
+    }
     const int tile = position_ / args_.num_k_blocks;
     while (tile >= table_.tile_begin[expert_ + 1]) ++expert_;
     const int first_row = table_.row_begin[expert_], end_row = table_.row_begin[expert_ + 1];
@@ -150,26 +158,39 @@ class Schedule {
     work.num_rows = min(Tile::kTileM, end_row - work.row_begin);
     work.k_begin = position_ - tile * args_.num_k_blocks;
     work.k_end = min(args_.num_k_blocks, work.k_begin + end_ - position_);
-    position_ += work.k_end - work.k_begin + skip_;
+    position_ += work.k_end - work.k_begin;
     return true;
   }
 
-  // Where unit's range of the line begins. No range is empty, or else the last ones are.
-  __device__ int Begin(int unit) const {
-    const int num_busy = min(num_units_, num_blocks_);
-    return unit >= num_busy ? num_blocks_ : int64_t{num_blocks_} * unit / num_busy;
+  // The units with k-blocks of a tile which this unit began with `work` and did not end: from the
+  // next one to before this.
+  __device__ int EndUnit(const Work& work) const {
+    const int tile_end = end_ + args_.num_k_blocks - work.k_end;
+    int unit = blockIdx.x / Tile::kCluster + 1;
+    while (Begin(unit) < tile_end) ++unit;
+    return unit;
   }
 
-  // The k-blocks that other units do of a tile which this unit began with `work` and did not end.
-  __device__ int NumMissing(const Work& work) const { return args_.num_k_blocks - work.k_end; }
-  // Where on the line this unit ends.
-  __device__ int end() const { return end_; }
-
  private:
+  // Splitting the last round's tiles saves the k-blocks for which it leaves units idle, here as
+  // k-blocks of 64 outputs. It costs the sums' way through L2, and the wait for them unless whole
+  // tiles hide it. Measured on H200.
+  __device__ int NumSplitTiles() const {
+    const int num_left = num_tiles_ % num_units_;
+    const int saved = args_.num_k_blocks * (num_units_ - num_left) / num_units_;
+    const int cost = Tile::kTileN / 64 * Tile::kTileM / 10 + (num_tiles_ < num_units_ ? 12 : 2);
+    return saved * (Tile::kTileN / 64) > cost ? num_left : 0;
+  }
+
+  // Where the unit's range of the line begins.
+  __device__ int Begin(int unit) const {
+    return unit >= num_splitters_ ? line_end_ : int64_t{line_end_} * unit / num_splitters_;
+  }
+
   const TiledGemmArgs& args_;
   const ScheduleTable& table_;
-  int num_n_tiles_, num_blocks_, num_units_;
-  int position_, end_, skip_ = 0, expert_ = 0;
+  int num_n_tiles_, num_tiles_, num_units_, num_splitters_, line_end_;
+  int position_, end_, next_tile_, expert_ = 0;
 };
 
 // All threads call it.
@@ -343,12 +364,12 @@ __device__ void LeavePartials(const TiledGemmArgs& args,
 }
 
 // Adds the sums of the units that did the rest of the tile, in the order of k. They began with it,
-// so they are done or about to be; all thread blocks run at once. Leaves their flags zero.
+// and all thread blocks run at once, so they are done or about to be. Leaves their flags zero.
 template <typename Tile>
 __device__ void AddPartials(const TiledGemmArgs& args, const Schedule<Tile>& schedule,
                             const Work& work, float (&sums)[Tile::kProducts][Tile::kSums]) {
-  const int tile_end = schedule.end() + schedule.NumMissing(work);
-  for (int unit = blockIdx.x / Tile::kCluster + 1; schedule.Begin(unit) < tile_end; ++unit) {
+  const int end_unit = schedule.EndUnit(work);
+  for (int unit = blockIdx.x / Tile::kCluster + 1; unit < end_unit; ++unit) {
     const int cta = unit * Tile::kCluster + blockIdx.x % Tile::kCluster;
     if (threadIdx.x % kWarpgroupSize == 0) {
       while (LoadAcquire(Flag<Tile>(args, cta)) == 0) __nanosleep(20);
@@ -486,10 +507,14 @@ __device__ __forceinline__ void AccumulateWork(Shared<Tile>& shared, RingPositio
   constexpr int kStep = Tile::kWidthStep, kTileM = Tile::kTileM;
   if constexpr (kStep < kTileM) {
     if (work.num_rows <= kStep) return Accumulate<Tile, kStep>(shared, at, num_blocks, sums);
-    if (work.num_rows <= 2 * kStep)
+  }
+  if constexpr (2 * kStep < kTileM) {
+    if (work.num_rows <= 2 * kStep) {
       return Accumulate<Tile, 2 * kStep>(shared, at, num_blocks, sums);
-    if (work.num_rows <= 3 * kStep)
+    }
+    if (work.num_rows <= 3 * kStep) {
       return Accumulate<Tile, 3 * kStep>(shared, at, num_blocks, sums);
+    }
   }
   Accumulate<Tile, kTileM>(shared, at, num_blocks, sums);
 }
@@ -603,7 +628,7 @@ void LaunchTile(const GroupedGemmParams& p, bool split_k, Stream stream) {
   const int64_t num_n_tiles = CeilDiv(p.n, Tile::kTileN * Tile::kCluster);
   // Each expert ends in at most one tile that is not full.
   int64_t most_units = num_n_tiles * (p.num_rows / Tile::kTileM + num_experts);
-  if (split_k) most_units *= num_k_blocks;
+  if (split_k) most_units *= 4;
   const int num_units = static_cast<int>(std::min<int64_t>(NumSms() / Tile::kCluster, most_units));
   const int grid = num_units * Tile::kCluster;
   CHECK(!split_k || p.workspace != nullptr) << "a product split over k needs a workspace";
@@ -634,13 +659,10 @@ void LaunchConfig(const GroupedGemmParams& p, const GemmConfig& c, Stream stream
   };
   if (is(64, 8, 1)) return LaunchTile<Tile<T, 64, 8, 1>>(p, c.split_k, stream);
   if (is(64, 16, 1)) return LaunchTile<Tile<T, 64, 16, 1>>(p, c.split_k, stream);
-  if (is(64, 32, 1)) return LaunchTile<Tile<T, 64, 32, 1>>(p, c.split_k, stream);
   if (is(128, 32, 1)) return LaunchTile<Tile<T, 128, 32, 1>>(p, c.split_k, stream);
-  if (is(64, 64, 1)) return LaunchTile<Tile<T, 64, 64, 1>>(p, c.split_k, stream);
   if (is(128, 64, 1)) return LaunchTile<Tile<T, 128, 64, 1>>(p, c.split_k, stream);
-  if (is(128, 128, 1)) return LaunchTile<Tile<T, 128, 128, 1>>(p, c.split_k, stream);
+  if (is(128, 128, 2)) return LaunchTile<Tile<T, 128, 128, 2>>(p, c.split_k, stream);
   if (is(256, 128, 1)) return LaunchTile<Tile<T, 256, 128, 1>>(p, c.split_k, stream);
-  if (is(128, 256, 1)) return LaunchTile<Tile<T, 128, 256, 1>>(p, c.split_k, stream);
   if (is(128, 256, 2)) return LaunchTile<Tile<T, 128, 256, 2>>(p, c.split_k, stream);
   CHECK(false) << "no tile of " << c.tile_n << " x " << c.tile_m << ", cluster " << c.cluster;
 }

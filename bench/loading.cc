@@ -1,18 +1,26 @@
-// How fast weights reach the device: folders of Mixtral-8x7B's shapes with fewer layers, written
-// beforehand so that they lie in the page cache, and dummy weights. Prints one line a case.
+// How fast weights reach the device: folders of Mixtral-8x7B's shapes, written beforehand so that
+// they lie in the page cache, and dummy weights.
 //
-//   bench-loading --device=cuda --dir=/dev/shm/bough --layers=4
+//   bench-loading --device=cuda --dir=/dev/shm/bough --out=bench/results/h200/loading.json
+//
+// A case is the first load of a folder in this process, in seconds from the call to the last byte on
+// the device; a folder's floor is its bytes over the rate of copies from pinned memory.
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <random>
+#include <thread>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "bench/results.h"
 #include "common/check.h"
 #include "nlohmann/json.hpp"
 #include "worker/model/checkpoint.h"
@@ -20,9 +28,12 @@
 #include "worker/model/weights.h"
 
 ABSL_FLAG(std::string, device, "cuda", "cpu or cuda.");
-ABSL_FLAG(std::string, dir, "", "Where the folders go; they are removed at the end. Required.");
-ABSL_FLAG(int, layers, 4, "Layers of the folders; 1.45 GB each in FP8.");
-ABSL_FLAG(int, dummy_layers, 8, "Layers of the dummy model.");
+ABSL_FLAG(
+    std::string, dir, "",
+    "Where folders go, one at a time; removed at the end. Required. A full bf16 one has 93 GB.");
+ABSL_FLAG(int, layers, 32, "Layers of the models.");
+ABSL_FLAG(std::string, git, "", "Commit that is measured. Empty: asked of git.");
+ABSL_FLAG(std::string, out, "", "Results file. Empty: none.");
 
 namespace bough {
 namespace {
@@ -91,88 +102,149 @@ int64_t NumBytes(const Entry& entry) {
   return bytes;
 }
 
-// One file of finite numbers: the values do not change the speed. Returns its bytes.
+constexpr int64_t kChunkBytes = int64_t{16} << 20;
+
+void WriteAt(int fd, const void* bytes, int64_t count, int64_t offset) {
+  CHECK_EQ(pwrite(fd, bytes, count, offset), count) << "is there room?";
+}
+
+// Finite numbers everywhere (their values do not change the speed), by one thread a core.
+void WriteNoise(int fd, int64_t begin, int64_t end) {
+  std::string noise(kChunkBytes, '\0');
+  std::mt19937 random(1);
+  for (char& byte : noise) byte = static_cast<char>(random() % 0x3f);
+  std::atomic<int64_t> next = begin;
+  std::vector<std::thread> writers;
+  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
+    writers.emplace_back([&] {
+      for (int64_t at = next.fetch_add(kChunkBytes); at < end; at = next.fetch_add(kChunkBytes)) {
+        WriteAt(fd, noise.data(), std::min(kChunkBytes, end - at), at);
+      }
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+}
+
+// One file. Returns its data's bytes.
 int64_t WriteFolder(const ModelConfig& config, DType linear, const std::string& dir) {
   std::filesystem::create_directories(dir);
   const std::vector<Entry> entries = Entries(config, linear);
   Json header;
-  int64_t end = 0;
+  int64_t num_bytes = 0;
+  std::vector<int64_t> scales;  // where they begin
   for (const Entry& entry : entries) {
     const char* dtype = entry.dtype == DType::kF32    ? "F32"
                         : entry.dtype == DType::kBF16 ? "BF16"
                                                       : "F8_E4M3";
-    const int64_t begin = end;
-    end += NumBytes(entry);
-    header[entry.name] = {{"dtype", dtype}, {"shape", entry.shape}, {"data_offsets", {begin, end}}};
+    const int64_t begin = num_bytes;
+    if (entry.dtype == DType::kF32) scales.push_back(begin);
+    num_bytes += NumBytes(entry);
+    header[entry.name] = {
+        {"dtype", dtype}, {"shape", entry.shape}, {"data_offsets", {begin, num_bytes}}};
   }
   const std::string text = header.dump();
   const uint64_t header_bytes = text.size();
-  std::string noise(1 << 20, '\0');
-  std::mt19937 random(1);
-  for (char& byte : noise) byte = static_cast<char>(random() % 0x3f);
-  std::ofstream out(dir + "/model.safetensors", std::ios::binary);
-  out.write(reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes));
-  out << text;
-  for (const Entry& entry : entries) {
-    const float one = 1;
-    if (entry.dtype == DType::kF32) out.write(reinterpret_cast<const char*>(&one), sizeof(one));
-    if (entry.dtype == DType::kF32) continue;
-    for (int64_t left = NumBytes(entry); left > 0; left -= noise.size()) {
-      out.write(noise.data(), std::min<int64_t>(left, noise.size()));
-    }
-  }
-  out.close();
-  CHECK(out.good()) << dir << ": cannot be written; is there room for " << end << " bytes?";
-  return end;
+  const int64_t data = static_cast<int64_t>(sizeof(header_bytes) + header_bytes);
+  const int fd = open((dir + "/model.safetensors").c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644);
+  CHECK_GE(fd, 0) << dir;
+  WriteNoise(fd, data, data + num_bytes);
+  WriteAt(fd, &header_bytes, sizeof(header_bytes), 0);
+  WriteAt(fd, text.data(), header_bytes, sizeof(header_bytes));
+  const float one = 1;
+  for (int64_t scale : scales) WriteAt(fd, &one, sizeof(one), data + scale);
+  close(fd);
+  return num_bytes;
 }
 
-// `read_bytes`: of the folder; 0 for dummy weights.
-void Time(const std::string& name, const ModelConfig& config, const WeightSource& source,
-          bool quantize, int64_t read_bytes, Device* device) {
-  const Shard shard = *MakeShard(config, 1, 1, 0);
-  const auto bytes = WeightBytes(config, shard, source, quantize, device->is_cuda());
-  CHECK_OK(bytes.status());
-  const int64_t free_before = device->FreeBytes();
-  int num_reports = 0;
+// GB/s of copies from pinned memory: what a load cannot exceed.
+double CopyCeiling(Device* device) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  constexpr int kRepeats = 16;
+  void* host = device->AllocateHost(kBytes);
+  std::fill_n(static_cast<char*>(host), kBytes, 1);
+  const DeviceBuffer buffer = DeviceBuffer::Scratch(device, kBytes / 4, DType::kF32);
+  device->CopyToDevice(buffer.data(), host, kBytes);
+  device->Synchronize();
   const absl::Time start = absl::Now();
-  const auto weights =
-      LoadWeights(config, shard, source, quantize, device, [&](auto, auto) { ++num_reports; });
+  for (int i = 0; i < kRepeats; ++i) device->CopyToDevice(buffer.data(), host, kBytes);
+  device->Synchronize();
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-  CHECK_OK(weights.status());
-  std::printf(
-      "%-14s %2d layers %6.2f GB read %6.2f GB on the device %7.3f s %6.2f GB/s %4d reports",
-      name.c_str(), config.num_hidden_layers, read_bytes / 1e9, *bytes / 1e9, seconds,
-      std::max(read_bytes, *bytes) / seconds / 1e9, num_reports);
-  std::printf("  device took %.2f GB\n", (free_before - device->FreeBytes()) / 1e9);
-  std::fflush(stdout);
+  device->FreeHost(host);
+  return kRepeats * kBytes / seconds / 1e9;
 }
 
-void TimeFolder(const std::string& name, DType linear, bool quantize, Device* device) {
-  const std::string dir = absl::StrCat(absl::GetFlag(FLAGS_dir), "/", name);
-  const ModelConfig config = Mixtral(absl::GetFlag(FLAGS_layers));
-  const int64_t read_bytes = WriteFolder(config, linear, dir);
-  const auto source = Checkpoint::Open(dir);
-  CHECK_OK(source.status());
-  for (int i = 0; i < 2; ++i) Time(name, config, **source, quantize, read_bytes, device);
-  std::filesystem::remove_all(dir);
-}
+class LoadingBench {
+ public:
+  LoadingBench(Device* device, const std::string& command) : device_(device) {
+    results_.scenario = "loading";
+    results_.device = device->name();
+    results_.command = command;
+    results_.git = absl::GetFlag(FLAGS_git);
+    results_.ceilings["h2d_gbps"] = CopyCeiling(device);
+  }
 
-void Main() {
+  // `read_bytes`: of the folder; 0 for dummy weights. `gate`: seconds.
+  void Time(const std::string& name, const WeightSource& source, bool quantize, int64_t read_bytes,
+            std::optional<double> gate) {
+    const Shard shard = *MakeShard(model_, 1, 1, 0);
+    const auto bytes = WeightBytes(model_, shard, source, quantize, device_->is_cuda());
+    CHECK_OK(bytes.status());
+    const absl::Time start = absl::Now();
+    const auto weights = LoadWeights(model_, shard, source, quantize, device_, [](auto, auto) {});
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    CHECK_OK(weights.status());
+    const double floor = read_bytes / (1e9 * results_.ceilings["h2d_gbps"]);
+    results_.cases.push_back(
+        {.name = name, .value = seconds, .unit = "s", .floor = floor, .gate = gate});
+    if (read_bytes > 0) {
+      results_.cases.push_back(
+          {.name = name + "/read", .value = read_bytes / seconds / 1e9, .unit = "GB/s"});
+    }
+    std::printf("%-14s %2d layers %6.2f GB read %6.2f GB on the device %7.3f s, floor %7.3f s\n",
+                name.c_str(), model_.num_hidden_layers, read_bytes / 1e9, *bytes / 1e9, seconds,
+                floor);
+    std::fflush(stdout);
+  }
+
+  void TimeFolder(const std::string& name, DType linear, bool quantize,
+                  std::optional<double> gate) {
+    const std::string dir = absl::StrCat(absl::GetFlag(FLAGS_dir), "/", name);
+    const int64_t read_bytes = WriteFolder(model_, linear, dir);
+    {
+      const auto source = Checkpoint::Open(dir);
+      CHECK_OK(source.status());
+      Time(name, **source, quantize, read_bytes, gate);
+    }
+    std::filesystem::remove_all(dir);
+  }
+
+  const BenchResults& results() const { return results_; }
+
+ private:
+  Device* const device_;
+  const ModelConfig model_ = Mixtral(absl::GetFlag(FLAGS_layers));
+  BenchResults results_;
+};
+
+int Main(const std::string& command) {
   CHECK(!absl::GetFlag(FLAGS_dir).empty()) << "--dir is required";
   absl::StatusOr<std::unique_ptr<Device>> device = MakeCpuDevice();
   if (absl::GetFlag(FLAGS_device) == "cuda") device = OpenCudaDevice(0);
   CHECK_OK(device.status());
-  const ModelConfig dummy = Mixtral(absl::GetFlag(FLAGS_dummy_layers));
-  Time("dummy-bf16", dummy, DummyWeights(), false, 0, device->get());
-  Time("dummy-fp8", dummy, DummyWeights(), true, 0, device->get());
-  TimeFolder("fp8", DType::kF8E4M3, false, device->get());
-  TimeFolder("bf16-to-fp8", DType::kBF16, true, device->get());
+  LoadingBench bench(device->get(), command);
+  std::printf("copies from pinned memory %.1f GB/s\n", bench.results().ceilings.at("h2d_gbps"));
+  bench.Time("dummy-fp8", DummyWeights(), true, 0, {});
+  bench.TimeFolder("fp8", DType::kF8E4M3, false, 30.0);
+  bench.TimeFolder("bf16-to-fp8", DType::kBF16, true, {});
+  const std::string out = absl::GetFlag(FLAGS_out);
+  return out.empty() || WriteFile(out, ToJson(bench.results())) ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace bough
 
 int main(int argc, char** argv) {
+  const std::string command = bough::CommandLine(argc, argv);
   absl::ParseCommandLine(argc, argv);
-  bough::Main();
+  return bough::Main(command);
 }

@@ -19,7 +19,6 @@ GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms) {
   if (rows <= 64) return {.tile_n = 128, .tile_m = 64};
   if (num_experts > 1 && rows <= 128) return {.tile_n = 128, .tile_m = 128, .cluster = 2};
   if (num_experts > 1 && rows <= 256) return {.tile_n = 128, .tile_m = 256, .cluster = 2};
-  if (num_experts == 1 && num_rows >= 2048) return {.tile_n = 128, .tile_m = 256, .cluster = 2};
   // The larger tile takes less from L2, the smaller leaves fewer SMs idle in the last round.
   const double m_tiles = std::ceil(mean / 128) * num_experts;
   const double large = 2 * std::ceil(m_tiles * CeilDiv(n, 256) / num_sms);

@@ -111,7 +111,8 @@ class Schedule {
     const int num_left = num_tiles_ % num_units_;
     const int num_useful = alone && Tile::kTileM < 128 ? num_units_ * 6 / 10 : num_units_;
     const int saved = args_.num_k_blocks * (num_useful - num_left) / num_units_;
-    const int cost = Tile::kTileN / 64 * Tile::kTileM / 10 + (alone ? 12 : 2);
+    const int sums = Tile::kTileN / 64 * Tile::kTileM / (Tile::kTileM < 128 ? 10 : 5);
+    const int cost = sums + (alone ? 12 : 2);
     return saved * (Tile::kTileN / 64) > cost ? num_left : 0;
   }
 

@@ -17,9 +17,10 @@
 // them to f32 every 4 k-blocks. Error of a sum over k = 14336, of the outputs' spread: 0.0004 with
 // that, 0.003 without.
 //
-// Measured on an H200 (bench-kernels-gemm) for Mixtral-8x7B's experts in FP8: 4.0 TB/s of weights at
-// 1 token, 4.2 at 8..128 (87 and 91 % of what it reads at best); 1,100-1,200 TFLOPS at 4096 tokens,
-// 600 in bf16; dense at 4096 tokens 1,330-1,370 and 690.
+// Measured on H200s (bench-kernels-gemm) for Mixtral-8x7B's experts in FP8: 3.7-4.0 TB/s of weights
+// at 1 token, 4.0-4.25 at 8..128 (81-87 and 87-92 % of what it reads at best), 1,150-1,270 TFLOPS at
+// 4096 tokens and more; in bf16 500-640. Two thread blocks' cluster with 128x256 tiles was between
+// 8 % faster and 15 % slower than 256x128 tiles from one GPU to the next.
 #pragma once
 
 #include <cudaTypedefs.h>

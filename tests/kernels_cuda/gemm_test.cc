@@ -268,7 +268,7 @@ TEST_F(TiledGemm, IsExactAroundTheTilesEdges) {
                   {c.tile_m - 1, c.tile_n - 8, 128},
                   {c.tile_m, c.tile_n, 1040},
                   {c.tile_m + 1, c.tile_n * c.cluster + 8, 272},
-                  {2 * c.tile_m + 3, 24, 4096}};
+                  {2 * c.tile_m + 3, 24, 12288}};  // enough of k to split
     for (const auto& s : shapes) {
       p.rows_per_expert = {s.rows};
       p.n = s.n;
@@ -527,7 +527,7 @@ TEST(PickConfig, GivesDecodeTilesAsNarrowAsItsTokens) {
   EXPECT_EQ(grouped(1), (GemmConfig{64, 8}));
   EXPECT_EQ(grouped(64), (GemmConfig{128, 32}));  // 16 rows an expert, at times more
   EXPECT_EQ(grouped(8192), (GemmConfig{256, 128}));
-  EXPECT_EQ(dense(8192), (GemmConfig{128, 256, 2}));
+  EXPECT_EQ(dense(8192), (GemmConfig{256, 128}));
 }
 
 TEST(PickConfig, TakesSmallTilesWhenLargeOnesLeaveSmsIdle) {

@@ -33,7 +33,7 @@
 #include "worker/model/device.h"
 #include "worker/model_runner.h"
 
-ABSL_FLAG(double, minutes, 10, "of load; the last requests' end comes on top");
+ABSL_FLAG(double, minutes, 10, "of load; the last requests' end comes on top, 5 s at most");
 ABSL_FLAG(std::string, model, "models/demo", "Hugging Face folder");
 ABSL_FLAG(std::string, device, "cpu", "as bough-worker's");
 ABSL_FLAG(std::string, quantization, "none", "as bough-worker's");
@@ -53,6 +53,7 @@ namespace {
 constexpr int kStepsPerIntegrityCheck = 16;
 constexpr absl::Duration kReportEvery = absl::Seconds(15);
 constexpr double kWarmUpShare = 0.2;
+constexpr absl::Duration kDrain = absl::Seconds(5);  // then what is left is cancelled
 // Batches as large as none before them make the staging memory grow (worker/model/device_batch.h).
 constexpr int64_t kDeviceTolerance = 4 << 20;
 constexpr int64_t kProcessTolerance = 64 << 20;
@@ -126,11 +127,10 @@ class Soak {
       Disturb(now);
       Step(now);
     }
-    while (Step(MonotonicNow())) {
-    }
+    Drain();
     CheckEnd();
     Report();
-    Finish();
+    for (const BenchCase& c : results_.cases) std::printf("%-22s %.0f\n", c.name.c_str(), c.value);
     return check_.num_violations() == 0 && written_ ? 0 : 1;
   }
 
@@ -147,11 +147,7 @@ class Soak {
       engine_.Submit(std::move(request));
     }
     if (check_.num_live() > 0 && requests_.OneIn(30)) CancelOne();
-    if (requests_.OneIn(2000)) {
-      const uint64_t link = requests_.Pick(0, 3);
-      engine_.CancelLink(link);
-      check_.CancelledLink(link);
-    }
+    if (requests_.OneIn(2000)) CancelLink(requests_.Pick(0, SoakShape().num_links - 1));
   }
 
   void CancelOne() {
@@ -172,6 +168,20 @@ class Soak {
     }
     if (now - last_report_ > kReportEvery) Report();
     return true;
+  }
+
+  void Drain() {
+    const absl::Time end = MonotonicNow() + kDrain;
+    bool cancelled = false;
+    for (absl::Time now = MonotonicNow(); Step(now); now = MonotonicNow()) {
+      if (now < end || std::exchange(cancelled, true)) continue;
+      for (int link = 0; link < SoakShape().num_links; ++link) CancelLink(link);
+    }
+  }
+
+  void CancelLink(uint64_t link) {
+    engine_.CancelLink(link);
+    check_.CancelledLink(link);
   }
 
   void NoteMemory() {
@@ -212,16 +222,17 @@ class Soak {
         static_cast<long long>(c.cancelled_choices),
         static_cast<long long>(check_.num_violations()));
     std::fflush(stdout);
+    Save();
   }
 
-  void Finish() {
+  // So that a run which is cut off leaves what it found.
+  void Save() {
     const SoakCounts& c = check_.counts();
     const auto count = [&](const char* name, int64_t value) {
       results_.cases.push_back({.name = name, .value = static_cast<double>(value), .unit = ""});
-      std::printf("%-22s %lld\n", name, static_cast<long long>(value));
     };
-    results_.cases.push_back(
-        {.name = "time", .value = absl::ToDoubleSeconds(MonotonicNow() - begin_), .unit = "s"});
+    results_.cases = {
+        {.name = "time", .value = absl::ToDoubleSeconds(MonotonicNow() - begin_), .unit = "s"}};
     count("steps", num_steps_);
     count("requests", c.requests);
     count("tokens", c.tokens);
@@ -230,6 +241,7 @@ class Soak {
     count("ended_cancelled", c.ended_cancelled);
     count("ended_by_deadline", c.ended_by_deadline);
     count("cancelled_choices", c.cancelled_choices);
+    count("still_live", check_.num_live());
     count("preemptions", engine_.Load().preemptions);
     count("cached_tokens", c.cached_tokens);
     count("rows_with_logprobs", c.rows_with_logprobs);

@@ -8,7 +8,7 @@
 // or bifurcated, whatever else is in the batch. They take f32 q and o, an f32, bf16 or e4m3 cache,
 // and a head_dim that is a multiple of 8. The CUDA twins split a query's keys over thread blocks and
 // merge the parts in the kernel, always in the order of the keys; how many parts depends on the
-// batch's size.
+// batch's lengths.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@
 
 namespace bough {
 
-// CUDA's scratch for partial results and counters of launches with at most `max_num_seqs` decode
-// rows; zeroed before its first use, ops leave the counters zero. One op at a time may use it.
+// CUDA's scratch for partial results and counters of launches with at most `max_num_seqs` sequences;
+// zeroed before its first use, ops leave the counters zero. One op at a time may use it.
 namespace cuda {
 int64_t AttentionWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
 }

@@ -39,7 +39,7 @@ ABSL_FLAG(absl::Duration, drain_timeout, Config().drain_timeout,
           "How long running requests may finish after SIGTERM.");
 ABSL_FLAG(int32_t, max_num_seqs, Config().max_num_seqs, "Sequences in one step.");
 ABSL_FLAG(int32_t, max_num_batched_tokens, Config().max_num_batched_tokens,
-          "Tokens in one step; longer prompts are prefilled in chunks.");
+          "Tokens in one step; longer prompts are prefilled in chunks. 0 = 2048, on a GPU 8192.");
 ABSL_FLAG(int32_t, max_waiting, Config().max_waiting,
           "Requests that may wait; further ones end in QUEUE_FULL.");
 ABSL_FLAG(double, gpu_memory_utilization, Config().gpu_memory_utilization,
@@ -125,6 +125,7 @@ absl::StatusOr<Config> ParseConfig(const std::vector<std::string>& args) {
   c.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   c.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   c.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+  if (c.max_num_batched_tokens == 0) c.max_num_batched_tokens = c.device == "cuda" ? 8192 : 2048;
   c.max_waiting = absl::GetFlag(FLAGS_max_waiting);
   c.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
   c.kv_cache_memory_bytes = absl::GetFlag(FLAGS_kv_cache_memory_bytes);

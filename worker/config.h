@@ -30,12 +30,14 @@ struct Config {
   absl::Duration drain_timeout = absl::Seconds(30);  // at SIGTERM, for running requests to finish
 
   // Performance.
-  int32_t max_num_seqs = 256;             // rows a step; raise for many parallel samples
-  int32_t max_num_batched_tokens = 2048;  // tokens a step; lower bounds a decode row's wait
-  int32_t max_waiting = 1024;             // requests queued before new ones are refused
-  double gpu_memory_utilization = 0.90;   // share of a GPU for weights, scratch and KV cache
-  int64_t kv_cache_memory_bytes = 0;      // per rank; 0 = that share's rest, on the CPU 512 MiB
-  bool enforce_eager = false;             // launch decode steps' kernels one by one: no CUDA graphs
+  int32_t max_num_seqs = 256;  // rows a step; raise for many parallel samples
+  // Tokens a step; lower bounds a decode row's wait. 0 = 2048, on a GPU 8192, which fills each of 8
+  // experts' products.
+  int32_t max_num_batched_tokens = 0;
+  int32_t max_waiting = 1024;            // requests queued before new ones are refused
+  double gpu_memory_utilization = 0.90;  // share of a GPU for weights, scratch and KV cache
+  int64_t kv_cache_memory_bytes = 0;     // per rank; 0 = that share's rest, on the CPU 512 MiB
+  bool enforce_eager = false;            // launch decode steps' kernels one by one: no CUDA graphs
   bool enable_bifurcated_attention = true;  // false = plain attention; same tokens, more bytes read
   int32_t threads = 0;  // CPU kernel threads per rank; 0 = cores / ranks, at least 1
 

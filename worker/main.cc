@@ -129,14 +129,11 @@ class Rank {
         display_(config.group, isatty(STDERR_FILENO), start) {}
 
   absl::Status Run() {
+    if (config_.check) return PrintPlan();
     RETURN_IF_ERROR(group_->Agree(OpenPorts()));
     std::optional<StopSignals> signals;
     if (leads()) signals.emplace([this](int) { OnSignal(); });
     ASSIGN_OR_RETURN(const std::unique_ptr<ModelRunner> runner, Load());
-    if (config_.check) {
-      PrintPlan(*runner);
-      return absl::OkStatus();
-    }
     metrics_.SetUp(true);
     if (!leads()) {
       runner->Follow();
@@ -157,7 +154,7 @@ class Rank {
           absl::StrCat(config_.metrics_host, ":", config_.metrics_port + group_->rank());
       RETURN_IF_ERROR(registry_.Serve(address).status());
     }
-    if (!leads() || config_.check) return absl::OkStatus();
+    if (!leads()) return absl::OkStatus();
     server_ = std::make_unique<GroupServer>(hello_, MonotonicNow);
     return server_->Start(config_.listen).status();
   }
@@ -193,15 +190,19 @@ class Rank {
     server_->Drain();
   }
 
-  void PrintPlan(const ModelRunner& runner) {
-    if (!leads()) return;
+  // Loads nothing.
+  absl::Status PrintPlan() {
+    ASSIGN_OR_RETURN(const GroupNeeds needs, ModelRunner::Needs(RunnerOptions(config_), group_));
     MemoryPlan plan;
-    plan.device = config_.device;
-    for (const RankProgress& p : display_.ranks()) plan.ranks.push_back({.weights = p.bytes_total});
-    plan.block_bytes = runner.kv_block_bytes();
-    plan.num_blocks = runner.num_blocks();
-    plan.max_model_len = runner.max_model_len();
-    std::fputs(MemoryPlanText(plan, config_).c_str(), stdout);
+    plan.device = needs.device;
+    plan.block_bytes = needs.block_bytes;
+    plan.max_model_len = needs.max_model_len;
+    for (const RankNeeds& rank : needs.ranks) {
+      plan.ranks.push_back({rank.weights, rank.scratch, needs.free_bytes, needs.total_bytes});
+    }
+    plan = PlanMemory(std::move(plan), config_);
+    if (leads()) std::fputs(MemoryPlanText(plan, config_).c_str(), stdout);
+    return CheckFits(plan, config_);
   }
 
   void ServeRouters(ModelRunner* runner) {

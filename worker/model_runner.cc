@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "worker/kv_cache.h"
 #include "worker/model/checkpoint.h"
+#include "worker/model/counting_device.h"
 #include "worker/model/decoder.h"
 #include "worker/model/device.h"
 #include "worker/model/dummy_weights.h"
@@ -89,13 +90,14 @@ absl::StatusOr<DType> KvDType(const std::string& kv_cache_dtype, const Device& d
 
 // What KV blocks may take: what is asked for, or on a GPU what weights and scratch have left of its
 // share, less what CUDA graphs and NCCL will take.
+constexpr int64_t kGraphReserve = 1ll << 30;
+
 int64_t KvMemory(const ModelRunnerOptions& options, const Device& device) {
   constexpr int64_t kDefaultOnCpu = 512ll << 20;
-  constexpr int64_t kReserve = 1ll << 30;
   if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
   if (!device.is_cuda()) return kDefaultOnCpu;
   const int64_t total = device.TotalBytes(), used = total - device.FreeBytes();
-  return static_cast<int64_t>(total * options.gpu_memory_utilization) - used - kReserve;
+  return static_cast<int64_t>(total * options.gpu_memory_utilization) - used - kGraphReserve;
 }
 
 // Blocks that `memory_bytes` hold; at least one.
@@ -149,6 +151,41 @@ void WarnIfCacheIsSmall(int num_blocks, int max_model_len) {
       "the KV cache is smaller than one sequence of max_model_len; raise "
       "--kv-cache-memory-bytes or lower --max-model-len",
       {{"kv_cache_tokens", tokens}, {"max_model_len", max_model_len}});
+}
+
+// Of what Connect makes.
+int64_t ScratchBytes(const ModelRunnerOptions& options, const ModelConfig& config,
+                     const Shard& shard, const Device& device) {
+  CountingDevice counter(device.is_cuda(), &device.ops());
+  const DecoderLimits limits = {options.max_num_batched_tokens, options.max_num_seqs};
+  const Decoder decoder(config, shard, limits, options.enable_bifurcated_attention, &counter,
+                        nullptr, nullptr, nullptr);
+  return counter.num_bytes() + (device.is_cuda() ? kGraphReserve : 0);
+}
+
+absl::StatusOr<GroupNeeds> RankZeroNeeds(const ModelRunnerOptions& options, const MpiGroup& group) {
+  RETURN_IF_ERROR(CheckOptions(options, group.size()));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadConfig(options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
+                   OpenDevice(options.device, group.local_rank()));
+  ASSIGN_OR_RETURN(const DType kv_dtype, KvDType(options.kv_cache_dtype, *device));
+  ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> source, OpenSource(options));
+  GroupNeeds needs;
+  needs.max_model_len =
+      options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
+  needs.device = device->name();
+  needs.free_bytes = device->FreeBytes();
+  needs.total_bytes = device->TotalBytes();
+  for (int rank = 0; rank < group.size(); ++rank) {
+    ASSIGN_OR_RETURN(const Shard shard, MakeShard(config, options.tp_size, options.ep_size, rank));
+    RankNeeds& mine = needs.ranks.emplace_back();
+    ASSIGN_OR_RETURN(mine.weights, WeightBytes(config, shard, *source,
+                                               options.quantization == "fp8", device->is_cuda()));
+    mine.scratch = ScratchBytes(options, config, shard, *device);
+    const int64_t block_bytes = KvCache::BytesPerBlock(config, shard, kv_dtype);
+    needs.block_bytes = std::max(needs.block_bytes, block_bytes);
+  }
+  return needs;
 }
 
 }  // namespace
@@ -239,6 +276,13 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Load(const ModelRunner
   RETURN_IF_ERROR(impl.AllocateCache(options));
   if (!options.enforce_eager) impl.steps->RecordGraphs();
   return runner;
+}
+
+absl::StatusOr<GroupNeeds> ModelRunner::Needs(const ModelRunnerOptions& options, MpiGroup* group) {
+  auto needs = RankZeroNeeds(options, *group);
+  RETURN_IF_ERROR(group->Agree(needs.status()));
+  needs->free_bytes = group->Min(needs->free_bytes);
+  return needs;
 }
 
 const ModelConfig& ModelRunner::config() const { return impl_->config; }

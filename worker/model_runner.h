@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/batch.h"
@@ -33,12 +34,30 @@ struct ModelRunnerOptions {
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
   bool enable_bifurcated_attention =
-      true;  // false: PagedAttention only; same tokens, more bytes read
+      true;                     // false: PagedAttention only; same tokens, more bytes read
   OpTimes* op_times = nullptr;  // times every op (worker/model/op_times.h); outlives the runner
+};
+
+// What a rank would need and has, in bytes, before anything is loaded.
+struct RankNeeds {
+  int64_t weights = 0;
+  int64_t scratch = 0;  // activations, workspaces, and a reserve for graphs and NCCL
+};
+
+struct GroupNeeds {
+  std::vector<RankNeeds> ranks;  // by rank
+  int64_t block_bytes = 0;       // of one KV block on a rank
+  int max_model_len = 0;
+  std::string device;                       // as its maker calls it
+  int64_t free_bytes = 0, total_bytes = 0;  // of the poorest rank's device; 0 on the CPU
 };
 
 class ModelRunner : public StepExecutor {
  public:
+  // For the memory plan: reads config and headers, allocates nothing. Every rank calls it at the same
+  // time; errors are those that Load would give for options and checkpoint.
+  static absl::StatusOr<GroupNeeds> Needs(const ModelRunnerOptions& options, MpiGroup* group);
+
   // Every rank calls it at the same time. Errors name the file and what is wrong with it, and are the
   // same on all ranks. `progress` is called from the loading thread, at least every 64 MiB.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Load(

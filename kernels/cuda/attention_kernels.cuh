@@ -20,6 +20,26 @@ struct AttentionParams : PagedAttentionParams {
   int num_groups = 0;
 
   __host__ __device__ int HeadsPerKv() const { return num_heads / num_kv_heads; }
+
+  __device__ bool HasOneQuery(int seq) const {
+    return cu_seqlens_q == nullptr || cu_seqlens_q[seq + 1] - cu_seqlens_q[seq] == 1;
+  }
+  // The first query of a sequence, and of that the query and the answer of one head.
+  __device__ int FirstToken(int seq) const {
+    return cu_seqlens_q == nullptr ? seq : cu_seqlens_q[seq];
+  }
+  __device__ const BF16* Query(int64_t token, int head) const {
+    return static_cast<const BF16*>(q) + token * q_stride + head * head_dim;
+  }
+  __device__ BF16* Output(int64_t token, int head) const {
+    return static_cast<BF16*>(o) + (token * num_heads + head) * head_dim;
+  }
+  __device__ float KScale(int kv_head) const { return k_scale != nullptr ? k_scale[kv_head] : 1; }
+  __device__ float VScale(int kv_head) const { return v_scale != nullptr ? v_scale[kv_head] : 1; }
+  // Turns a head's products of queries and keys into exponents of 2.
+  __device__ float ScoreScale(int kv_head) const {
+    return sm_scale * 1.4426950408889634f * KScale(kv_head);
+  }
 };
 
 // Keys of a block of the cache that the tensor core kernels take.
@@ -29,10 +49,14 @@ inline constexpr int kMaxHeadsPerKv = 16;
 
 // Any head_dim that is a multiple of 32, any block_size, f32 too: plain FMAs.
 void LaunchPlainAttention(const AttentionParams& p, Stream stream);
-// Sequences with one query; the others are left alone. REQUIRES: bf16 q; a bf16 or e4m3 cache;
-// head_dim 64 or 128; block_size kBlockKeys; at most kMaxHeadsPerKv heads per KV head.
+// Sequences with one query, in groups or not; the others are left alone. REQUIRES: bf16 q; a bf16 or
+// e4m3 cache; head_dim 64 or 128; block_size kBlockKeys; at most kMaxHeadsPerKv heads per KV head;
+// with groups one query a sequence and no sliding window.
 void LaunchDecodeAttention(const AttentionParams& p, Stream stream);
 int64_t DecodeWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
+// Its first half with groups: keys that many rows share, into the workspace. Returns the number of
+// its thread blocks, by which the second half finds their parts.
+int LaunchSharedAttention(const AttentionParams& p, Stream stream);
 // Sequences with more than one query; the others are left alone. REQUIRES as above, no groups.
 void LaunchPrefillAttention(const AttentionParams& p, Stream stream);
 
@@ -43,11 +67,21 @@ inline int NumSms() {
   return num_sms;
 }
 
+// As many thread blocks as the GPU holds at once, at most max_per_sm an SM; lets the kernel have that much shared memory.
+template <typename Kernel>
+dim3 FillingGrid(Kernel kernel, int num_threads, size_t shared_bytes, int max_per_sm) {
+  int per_sm = 0;
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, num_threads, shared_bytes));
+  CHECK_GT(per_sm, 0);
+  return dim3(NumSms() * std::min(per_sm, max_per_sm));
+}
+
 // The 16-bit type in which tensor cores multiply a cache of KV: e4m3 widens to f16 exactly.
 template <typename KV>
 using MmaType = std::conditional_t<std::is_same_v<KV, E4M3>, __half, BF16>;
-
-inline constexpr float kLog2E = 1.4426950408889634f;
 
 // 2^x; 0 for -inf.
 __device__ inline float Exp2(float x) {

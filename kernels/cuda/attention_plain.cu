@@ -46,8 +46,6 @@ __global__ void PlainAttentionKernel(AttentionParams p) {
   const Prefix prefix = PrefixOf(p, seq);
   const PagedKv<KV> shared = keys_of(prefix.seq), own = keys_of(seq);
   const int first_own_chunk = own.ChunkIndex(prefix.len);
-  const float k_scale = p.k_scale != nullptr ? p.k_scale[kv_head] : 1;
-  const float v_scale = p.v_scale != nullptr ? p.v_scale[kv_head] : 1;
 
   __shared__ float query[kHeadDim];
   __shared__ float m[kWarps], l[kWarps], o[kWarps][kHeadDim];
@@ -55,7 +53,7 @@ __global__ void PlainAttentionKernel(AttentionParams p) {
     const int64_t token = q_begin + i;
     const T* q = static_cast<const T*>(p.q) + token * p.q_stride + head * kHeadDim;
     for (int d = threadIdx.x; d < kHeadDim; d += blockDim.x) {
-      query[d] = ToFloat(q[d]) * (p.sm_scale * k_scale);
+      query[d] = ToFloat(q[d]) * (p.sm_scale * p.KScale(kv_head));
     }
     __syncthreads();
 
@@ -78,7 +76,8 @@ __global__ void PlainAttentionKernel(AttentionParams p) {
     __syncthreads();
     if (warp == 0) {
       for (int w = 1; w < kWarps; ++w) Merge(state, m[w], l[w], o[w]);
-      Store(state, v_scale, static_cast<T*>(p.o) + (token * p.num_heads + head) * kHeadDim);
+      Store(state, p.VScale(kv_head),
+            static_cast<T*>(p.o) + (token * p.num_heads + head) * kHeadDim);
     }
     __syncthreads();  // the next query overwrites shared memory
   }

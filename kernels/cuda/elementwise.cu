@@ -22,24 +22,38 @@ __global__ void EmbeddingKernel(EmbeddingParams p) {
   }
 }
 
+constexpr int kMaxSiluThreads = 1024;
+constexpr int kFewRows = 264;  // 2 for each SM of an H200
+
 template <typename T, typename Out, int kVecs>
-__global__ void __launch_bounds__(kMaxRowThreads) SiluMulKernel(SiluMulParams p) {
+__global__ void __launch_bounds__(kMaxSiluThreads) SiluMulKernel(SiluMulParams p) {
   constexpr bool kQuantize = sizeof(Out) == 1;
   WaitForPrevious();
   AllowNext();
   const int64_t r = blockIdx.x;
-  if (p.num_rows != nullptr && r >= *p.num_rows) return;
+  const int num_rows = p.num_rows == nullptr ? p.num_tokens : *p.num_rows;
+  // Few thread blocks do not wait for the count: the row is there to be read, if it counts or not.
+  if (gridDim.x > kFewRows && r >= num_rows) return;
   const T* gate = static_cast<const T*>(p.gate_up) + r * 2 * p.size;
   const T* up = gate + p.size;
   Out* out = static_cast<Out*>(p.out) + r * p.size;
+  const auto column = [](int c) { return static_cast<int>(c * blockDim.x + threadIdx.x) * kVec; };
+
+  RawVec<T> raw_gate[kVecs], raw_up[kVecs];
+#pragma unroll
+  for (int c = 0; c < kVecs; ++c) {
+    if (column(c) >= p.size) continue;
+    raw_gate[c] = LoadRaw(gate + column(c));
+    raw_up[c] = LoadRaw(up + column(c));
+  }
+  if (r >= num_rows) return;
 
   Vec row[kVecs];
   float amax = 0;
 #pragma unroll
   for (int c = 0; c < kVecs; ++c) {
-    const int i = (c * blockDim.x + threadIdx.x) * kVec;
-    if (i >= p.size) continue;
-    const Vec g = LoadVec(gate + i), u = LoadVec(up + i);
+    if (column(c) >= p.size) continue;
+    const Vec g = Widen(raw_gate[c]), u = Widen(raw_up[c]);
     // Approximate exponential and quotient: within 2e-6 of the exact ones, a third of the time.
 #pragma unroll
     for (int k = 0; k < kVec; ++k) {
@@ -55,14 +69,15 @@ __global__ void __launch_bounds__(kMaxRowThreads) SiluMulKernel(SiluMulParams p)
   }
 #pragma unroll
   for (int c = 0; c < kVecs; ++c) {
-    const int i = (c * blockDim.x + threadIdx.x) * kVec;
-    if (i < p.size) StoreVec(out + i, kQuantize ? row[c] * inverse_scale : row[c]);
+    if (column(c) < p.size) StoreVec(out + column(c), kQuantize ? row[c] * inverse_scale : row[c]);
   }
 }
 
+constexpr int kMaxQuantizeThreads = 512;
+
 // The row waits in its own dtype: half the registers of f32, more thread blocks an SM.
 template <typename T, int kVecs>
-__global__ void __launch_bounds__(kMaxRowThreads) QuantizeKernel(QuantizeParams p) {
+__global__ void __launch_bounds__(kMaxQuantizeThreads) QuantizeKernel(QuantizeParams p) {
   WaitForPrevious();
   AllowNext();
   const int64_t r = blockIdx.x;
@@ -120,7 +135,7 @@ void Embedding(const EmbeddingParams& p, Stream stream) {
 
 void SiluMul(const SiluMulParams& p, Stream stream) {
   if (p.num_tokens == 0) return;
-  const RowConfig config = PickRowConfig(p.size);
+  const RowConfig config = PickRowConfig(p.size, kMaxSiluThreads);
   DispatchOut(p.dtype, p.out_dtype, "gate_up", [&]<typename T, typename Out>() {
     DispatchRowConfig(config, [&]<int kVecs>() {
       Launch(SiluMulKernel<T, Out, kVecs>, p.num_tokens, config.num_threads, 0, stream, p);
@@ -131,7 +146,8 @@ void SiluMul(const SiluMulParams& p, Stream stream) {
 void Quantize(const QuantizeParams& p, Stream stream) {
   if (p.num_rows == 0) return;
   CHECK_LE(p.num_rows, INT32_MAX);
-  const RowConfig config = PickRowConfig(p.size);
+  // Two vectors a thread at least: short rows would leave too few bytes under way.
+  const RowConfig config = PickRowConfig(p.size, p.size <= 4096 ? 256 : kMaxQuantizeThreads);
   DispatchDType(p.dtype, "x", [&]<typename T>() {
     DispatchRowConfig(config, [&]<int kVecs>() {
       Launch(QuantizeKernel<T, kVecs>, static_cast<unsigned>(p.num_rows), config.num_threads, 0,

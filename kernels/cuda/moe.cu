@@ -17,19 +17,18 @@ __device__ bool IsLocal(const MoeRouteParams& p, int expert) {
 
 using Unit = uint4;  // rows are copied in these
 
-// The threads of a group, `rank` of `size`, copy token t to its rows.
-__device__ void CopyToken(const MoeRouteParams& p, int64_t t, const int32_t* rows_of_token,
-                          int rank, int size) {
-  const int64_t num_units = p.row_bytes / sizeof(Unit);
-  const Unit* x = static_cast<const Unit*>(p.x) + t * num_units;
-  Unit* rows = static_cast<Unit*>(p.rows);
-#pragma unroll 4
-  for (int64_t i = rank; i < num_units; i += size) {
-    const Unit unit = x[i];
-    for (int j = 0; j < p.top_k; ++j) {
-      if (rows_of_token[j] >= 0) rows[rows_of_token[j] * num_units + i] = unit;
-    }
+// Unit i of a token to its rows.
+__device__ void StoreUnit(const MoeRouteParams& p, int64_t i, const int32_t* rows_of_token,
+                          const Unit& unit) {
+  for (int j = 0; j < p.top_k; ++j) {
+    if (rows_of_token[j] < 0) continue;
+    static_cast<Unit*>(p.rows)[rows_of_token[j] * (p.row_bytes / int64_t{sizeof(Unit)}) + i] = unit;
   }
+}
+
+// By the threads of a group, `rank` of `size`.
+__device__ void CopyScale(const MoeRouteParams& p, int64_t t, const int32_t* rows_of_token,
+                          int rank, int size) {
   if (p.x_scale == nullptr) return;
   for (int j = rank; j < p.top_k; j += size) {
     if (rows_of_token[j] >= 0) p.row_scale[rows_of_token[j]] = p.x_scale[t];
@@ -57,6 +56,10 @@ __global__ void __launch_bounds__(kFewThreads) RouteFewKernel(MoeRouteParams p) 
   WaitForPrevious();
   AllowNext();
   const int t = blockIdx.x, num_pairs = p.num_tokens * p.top_k;
+  const int64_t num_units = p.row_bytes / sizeof(Unit);
+  const Unit* x = static_cast<const Unit*>(p.x) + t * num_units;
+  Unit first = {};  // under way while the rows are derived
+  if (t < p.num_tokens && threadIdx.x < num_units) first = x[threadIdx.x];
   for (int q = threadIdx.x; q < num_pairs; q += blockDim.x) ids[q] = p.expert_ids[q];
   __syncthreads();
 
@@ -79,12 +82,17 @@ __global__ void __launch_bounds__(kFewThreads) RouteFewKernel(MoeRouteParams p) 
     }
   }
   __syncthreads();
-  CopyToken(p, t, rows_of_token, threadIdx.x, blockDim.x);
+  for (int64_t i = threadIdx.x; i < num_units; i += blockDim.x) {
+    const Unit unit = i < blockDim.x ? first : x[i];
+    StoreUnit(p, i, rows_of_token, unit);
+  }
+  CopyScale(p, t, rows_of_token, threadIdx.x, blockDim.x);
 }
 
 constexpr int kManyThreads = 1024;
 constexpr int kManyBlocks = 132;      // SMs of an H200
 constexpr int kMaxRangePairs = 2048;  // of a thread block
+constexpr int kUnitsAtOnce = 8;       // of a row that a lane has under way
 
 // Thread block b has tokens [b, b + 1) * tokens_per_block.
 __global__ void __launch_bounds__(kManyThreads)
@@ -148,7 +156,21 @@ __global__ void __launch_bounds__(kManyThreads)
   }
   __syncthreads();
   for (int i = warp; i * p.top_k < end - begin; i += num_warps) {
-    CopyToken(p, begin / p.top_k + i, rows + i * p.top_k, lane, kWarpSize);
+    const int64_t t = begin / p.top_k + i, num_units = p.row_bytes / sizeof(Unit);
+    const Unit* x = static_cast<const Unit*>(p.x) + t * num_units;
+    for (int64_t base = lane; base < num_units; base += kUnitsAtOnce * kWarpSize) {
+      Unit units[kUnitsAtOnce];
+#pragma unroll
+      for (int k = 0; k < kUnitsAtOnce; ++k) {
+        if (base + k * kWarpSize < num_units) units[k] = x[base + k * kWarpSize];
+      }
+#pragma unroll
+      for (int k = 0; k < kUnitsAtOnce; ++k) {
+        const int64_t u = base + k * kWarpSize;
+        if (u < num_units) StoreUnit(p, u, rows + i * p.top_k, units[k]);
+      }
+    }
+    CopyScale(p, t, rows + i * p.top_k, lane, kWarpSize);
   }
 }
 

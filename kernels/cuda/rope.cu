@@ -8,8 +8,9 @@
 namespace bough::cuda {
 namespace {
 
-constexpr int kMaxBlocks = 132 * 4;  // that an H200 holds at once
-constexpr int kMaxThreads = 512;
+constexpr int kBlocksPerSm = 4;
+constexpr int kMaxBlocks = 132 * kBlocksPerSm;  // that an H200 holds at once
+constexpr int kMaxThreads = 384;
 
 // kWidth elements as f32: eight at once, or one where head_dim is not a multiple of 16.
 template <int kWidth>
@@ -50,7 +51,7 @@ struct Span {
 };
 
 template <typename T, typename KV, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads) RopeAppendKernel(RopeAppendParams p) {
+__global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) RopeAppendKernel(RopeAppendParams p) {
   const int half = p.head_dim / 2;
   extern __shared__ float2 shared[];
   float* inv_freq = reinterpret_cast<float*>(shared + 2 * half);  // [half]
@@ -65,9 +66,18 @@ __global__ void __launch_bounds__(kMaxThreads) RopeAppendKernel(RopeAppendParams
 
   const int num_rotated = p.num_heads + p.num_kv_heads;
   const int num_heads = num_rotated + p.num_kv_heads;  // of q, k and v
-  const int spans_per_half = half / kWidth;
+  const int spans_per_half = half / kWidth, num_spans = num_heads * spans_per_half;
   int buffer = 0;  // two, so that one barrier a token is enough
   for (int64_t t = blockIdx.x; t < p.num_tokens; t += gridDim.x, buffer ^= 1) {
+    T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
+    const auto elements = [&](int u) {
+      return row + u / spans_per_half * p.head_dim + u % spans_per_half * kWidth;
+    };
+    Span<kWidth> a = {}, b = {};  // the first is under way while the angles are computed
+    if (static_cast<int>(threadIdx.x) < num_spans) {
+      a = Span<kWidth>::Load(elements(threadIdx.x));
+      b = Span<kWidth>::Load(elements(threadIdx.x) + half);
+    }
     float2* rotation = shared + buffer * half;  // [half] cosine, sine
     const int position = p.positions[t], slot = p.slot_mapping[t];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
@@ -75,11 +85,12 @@ __global__ void __launch_bounds__(kMaxThreads) RopeAppendKernel(RopeAppendParams
     }
     __syncthreads();
 
-    T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
-    for (int u = threadIdx.x; u < num_heads * spans_per_half; u += blockDim.x) {
+    for (int u = threadIdx.x; u < num_spans; u += blockDim.x) {
       const int head = u / spans_per_half, i = u % spans_per_half * kWidth;
-      T* elements = row + head * p.head_dim + i;
-      Span<kWidth> a = Span<kWidth>::Load(elements), b = Span<kWidth>::Load(elements + half);
+      if (u >= static_cast<int>(blockDim.x)) {
+        a = Span<kWidth>::Load(elements(u));
+        b = Span<kWidth>::Load(elements(u) + half);
+      }
       if (head < num_rotated) {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
@@ -88,8 +99,8 @@ __global__ void __launch_bounds__(kMaxThreads) RopeAppendKernel(RopeAppendParams
           a.v[j] = x * angle.x - y * angle.y;
           b.v[j] = y * angle.x + x * angle.y;
         }
-        a.Store(elements);
-        b.Store(elements + half);
+        a.Store(elements(u));
+        b.Store(elements(u) + half);
       }
       if (head < p.num_heads || slot < 0) continue;
 

@@ -2,6 +2,7 @@
 // multiple of eight elements, so that every access is aligned.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 
 #include "kernels/cuda/device.cuh"
@@ -99,19 +100,27 @@ __device__ inline float InverseScale(float amax) {
 }
 __device__ inline float Scale(float amax) { return amax / kMaxE4M3; }
 
-// sum over j ascending of weights[j] * rows[row_of_pair[j], i : i + kVec]; -1 adds nothing.
+// sum over j ascending of weights[j] * rows[row_of_pair[j], i : i + kVec]; -1 adds nothing. Two rows
+// at a time and without branches, so that their loads are under way together.
 template <typename T>
 __device__ Vec SumExpertRows(const T* rows, int hidden_size, const int32_t* row_of_pair,
                              const float* weights, int top_k, int i) {
   Vec sum;
-#pragma unroll 2
-  for (int j = 0; j < top_k; ++j) {
-    const int64_t row = row_of_pair[j];
-    if (row < 0) continue;
-    const float weight = weights[j];
-    const Vec x = LoadVec(rows + row * hidden_size + i);
+  for (int j = 0; j < top_k; j += 2) {
+    RawVec<T> raw[2] = {};
+    float weight[2] = {};
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) sum.v[k] += weight * x.v[k];
+    for (int u = 0; u < 2; ++u) {
+      const int64_t row = j + u < top_k ? row_of_pair[j + u] : -1;
+      if (row >= 0) raw[u] = LoadRaw(rows + row * hidden_size + i);
+      if (row >= 0) weight[u] = weights[j + u];
+    }
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const Vec x = Widen(raw[u]);
+#pragma unroll
+      for (int k = 0; k < kVec; ++k) sum.v[k] += weight[u] * x.v[k];
+    }
   }
   return sum;
 }
@@ -119,20 +128,18 @@ __device__ Vec SumExpertRows(const T* rows, int hidden_size, const int32_t* row_
 // How a thread block holds a row in registers: thread i has vectors i, i + num_threads, ... of it.
 struct RowConfig {
   int vecs_per_thread;  // 1, 2, 4 or 8
-  int num_threads;      // a multiple of 32, at most kMaxRowThreads
+  int num_threads;      // a multiple of 32
 };
 
-inline constexpr int kMaxRowThreads = 512;
-
-inline RowConfig PickRowConfig(int size) {
-  CHECK(size % kVec == 0 && size <= 8 * kMaxRowThreads * kVec)
-      << "rows have a multiple of " << kVec << " elements, at most " << 8 * kMaxRowThreads * kVec
+inline RowConfig PickRowConfig(int size, int max_threads) {
+  CHECK(size % kVec == 0 && size <= 8 * max_threads * kVec)
+      << "rows have a multiple of " << kVec << " elements, at most " << 8 * max_threads * kVec
       << ", not " << size;
   const int num_vecs = size / kVec;
   int vecs_per_thread = 1;
-  while (vecs_per_thread * kMaxRowThreads < num_vecs) vecs_per_thread *= 2;
+  while (vecs_per_thread * max_threads < num_vecs) vecs_per_thread *= 2;
   const int num_warps = CeilDiv(CeilDiv(num_vecs, vecs_per_thread), kWarpSize);
-  return {vecs_per_thread, num_warps < 1 ? kWarpSize : num_warps * kWarpSize};
+  return {vecs_per_thread, std::max(num_warps, 1) * kWarpSize};
 }
 
 // Calls run.template operator()<kVecs>() with the config's vecs_per_thread.

@@ -28,13 +28,14 @@ class DeviceF8Rows {
 // A code's place in the order of e4m3 numbers; +0 and -0 share one.
 inline int E4M3Order(uint8_t code) { return code & 0x80 ? -(code & 0x7f) : code & 0x7f; }
 
-// At most one step apart, on at most `max_share` of the elements; scales within 1e-6.
+// At most one step apart, on at most `max_share` of the elements; scales within what the CPU's sum
+// of 8192 squares in 8 lanes errs by.
 inline testing::AssertionResult CloseF8Rows(const DeviceF8Rows& got,
                                             const std::vector<uint8_t>& elements,
                                             const std::vector<float>& scales,
                                             double max_share = 0.01) {
   const int num_rows = static_cast<int>(scales.size());
-  const auto same_scales = Close(got.Scales(), scales, {num_rows}, {.abs = 0, .rel = 1e-6});
+  const auto same_scales = Close(got.Scales(), scales, {num_rows}, {.abs = 0, .rel = 2e-6});
   if (!same_scales) return same_scales;
   const std::vector<uint8_t> codes = got.Elements();
   if (codes.size() != elements.size()) return testing::AssertionFailure() << codes.size();

@@ -4,6 +4,7 @@
 
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "tests/worker_cuda/int4_weights.h"
 #include "worker/comm/single_rank.h"
 #include "worker/model/checkpoint.h"
 
@@ -20,7 +21,8 @@ absl::StatusOr<std::unique_ptr<OneRank>> OneRank::Load(const OneRankOptions& opt
   m.comm_ = MakeSingleRankCommunicator();
   ASSIGN_OR_RETURN(m.config_, LoadModelConfig(options.model_dir));
   ASSIGN_OR_RETURN(const Shard shard, MakeShard(m.config_, 1, 1, 0));
-  ASSIGN_OR_RETURN(const auto source, Checkpoint::Open(options.model_dir));
+  ASSIGN_OR_RETURN(std::unique_ptr<WeightSource> source, Checkpoint::Open(options.model_dir));
+  if (options.int4_weights) source = std::make_unique<Int4Weights>(std::move(source));
   ASSIGN_OR_RETURN(m.weights_, LoadWeights(m.config_, shard, *source, options.fp8_weights,
                                            m.device_.get(), [](int64_t, int64_t) {}));
   const DType kv_dtype = options.fp8_kv_cache ? DType::kF8E4M3 : m.device_->activation_dtype();

@@ -13,6 +13,7 @@ using ::testing::HasSubstr;
 
 Config GoodConfig() {
   Config config;
+  config.max_num_batched_tokens = 2048;
   config.model = ::testing::TempDir();
   config.group = "g0";
   config.listen = "127.0.0.1:50061";

@@ -46,6 +46,9 @@ struct GroupedGemmParams {
   // num_rows: rows that x and y have; the offsets' last is the number computed, known on the device.
   int num_experts = 0, num_rows = 0, n = 0, k = 0;
   DType dtype = DType::kF32, w_dtype = DType::kF32, out_dtype = DType::kF32;
+  // For CUDA: expert_offsets were written before the kernel just before this op's, and that one lets
+  // the next begin only after its own wait. Weights are then fetched while it still runs.
+  bool offsets_known = false;
 };
 
 namespace cpu {

@@ -159,10 +159,12 @@ class Product {
             .out_dtype = p.out_dtype};
   }
 
+  // x becomes what `other`'s y should be: exact in bf16, as its k is small.
+  void TakeTokensFrom(const Product& other) { x_ = other.WantedY(); }
+
   void PoisonY() { CUDA_CHECK(cudaMemset(y_.as<void>(), 0xff, NumYBytes())); }
 
-  // Every row is right, spare ones are as they were, and the counters are zero again.
-  void ExpectRight() const {
+  std::vector<float> WantedY() const {
     std::vector<float> want(int64_t{num_rows_} * p_.n);
     ParallelFor(num_rows_, [&](int64_t row) {
       const auto after = std::upper_bound(offsets_.begin(), offsets_.end(), row);
@@ -171,6 +173,12 @@ class Product {
             after == offsets_.end() ? NAN : Want(row, after - offsets_.begin() - 1, n);
       }
     });
+    return want;
+  }
+
+  // Every row is right, spare ones are as they were, and the counters are zero again.
+  void ExpectRight() const {
+    const std::vector<float> want = WantedY();
     const std::vector<uint8_t> bytes = y_.Download<uint8_t>();
     const auto same = Compare(Decoded(bytes, p_.out_dtype), want, {num_rows_, p_.n},
                               [](float g, float w) { return !(g == w || (g != g && w != w)); });
@@ -260,7 +268,7 @@ TEST_F(TiledGemm, IsExactAroundTheTilesEdges) {
                   {c.tile_m - 1, c.tile_n - 8, 128},
                   {c.tile_m, c.tile_n, 1040},
                   {c.tile_m + 1, c.tile_n * c.cluster + 8, 272},
-                  {2 * c.tile_m + 3, 24, 4096}};
+                  {2 * c.tile_m + 3, 24, 12288}};  // enough of k to split
     for (const auto& s : shapes) {
       p.rows_per_expert = {s.rows};
       p.n = s.n;
@@ -353,6 +361,29 @@ TEST_F(Gemm, IsExactWhenReplayedInAGraph) {
   CUDA_CHECK(cudaGraphExecDestroy(exec));
   CUDA_CHECK(cudaGraphDestroy(graph));
   CUDA_CHECK(cudaStreamDestroy(stream));
+}
+
+// Weights may be fetched early, tokens may not: the second product's are the first one's y. Both are
+// put on the stream many times, so that they overlap in every way.
+TEST_F(Gemm, ReadsTokensOnlyAfterTheKernelBefore) {
+  constexpr int kRepeats = 20;
+  Random random(6);
+  const Problem up = {{3, 0, 9, 20}, 1024, 64, 0, DType::kBF16, DType::kBF16};
+  for (bool offsets_known : {false, true}) {
+    Product first(random, up),
+        second(random, {up.rows_per_expert, 512, up.n, 0, DType::kBF16, DType::kF32});
+    second.TakeTokensFrom(first);
+    GroupedGemmParams p = second.Params();
+    p.x = first.Params().y;
+    p.offsets_known = offsets_known;
+    for (int i = 0; i < kRepeats; ++i) {
+      first.PoisonY();
+      second.PoisonY();
+      cuda::GroupedGemm(first.Params(), nullptr);
+      cuda::GroupedGemm(p, nullptr);
+      second.ExpectRight();
+    }
+  }
 }
 
 // Random outputs of full-size products; the weights are made by a fast generator.
@@ -496,6 +527,7 @@ TEST(PickConfig, GivesDecodeTilesAsNarrowAsItsTokens) {
   EXPECT_EQ(grouped(1), (GemmConfig{64, 8}));
   EXPECT_EQ(grouped(64), (GemmConfig{128, 32}));  // 16 rows an expert, at times more
   EXPECT_EQ(grouped(8192), (GemmConfig{256, 128}));
+  EXPECT_EQ(dense(8192), (GemmConfig{256, 128}));
 }
 
 TEST(PickConfig, TakesSmallTilesWhenLargeOnesLeaveSmsIdle) {

@@ -79,7 +79,8 @@ void MoeLayer::Forward(int num_tokens, const LayerWeights& weights, const Rows& 
                    .k = intermediate_size_,
                    .dtype = hidden.dtype,
                    .w_dtype = weights.down.dtype,
-                   .out_dtype = dtype_},
+                   .out_dtype = dtype_,
+                   .offsets_known = true},  // SiluMul waits, then lets this begin
                   stream);
 }
 

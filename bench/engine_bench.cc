@@ -78,6 +78,8 @@ Request EngineBench::MakeRequest(std::vector<int32_t> prompt, int max_tokens, in
   request.sampling.ignore_eos = true;
   request.sampling.temperature = 0.8f;
   request.sampling.top_p = 0.95f;
+  // With one seed all rows would draw alike, and tokens that are alike go to the same experts.
+  request.sampling.seed = random_();
   for (int i = 0; i < num_samples; ++i) request.choices.push_back({.index = i, .emitted = {}});
   return request;
 }

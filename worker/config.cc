@@ -38,7 +38,7 @@ ABSL_FLAG(bool, enable_prefix_caching, Config().enable_prefix_caching,
 ABSL_FLAG(absl::Duration, drain_timeout, Config().drain_timeout,
           "How long running requests may finish after SIGTERM.");
 ABSL_FLAG(int32_t, max_num_seqs, Config().max_num_seqs, "Sequences in one step.");
-ABSL_FLAG(int32_t, max_num_batched_tokens, Config().max_num_batched_tokens,
+ABSL_FLAG(int32_t, max_num_batched_tokens, 0,
           "Tokens in one step; longer prompts are prefilled in chunks. 0 = 2048, on a GPU 8192.");
 ABSL_FLAG(int32_t, max_waiting, Config().max_waiting,
           "Requests that may wait; further ones end in QUEUE_FULL.");

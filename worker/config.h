@@ -31,9 +31,9 @@ struct Config {
 
   // Performance.
   int32_t max_num_seqs = 256;  // rows a step; raise for many parallel samples
-  // Tokens a step; lower bounds a decode row's wait. 0 = 2048, on a GPU 8192, which fills each of 8
-  // experts' products.
-  int32_t max_num_batched_tokens = 0;
+  // Tokens a step; lower bounds a decode row's wait. Not given: 2048, on a GPU 8192, which fills each
+  // of 8 experts' products.
+  int32_t max_num_batched_tokens = 2048;
   int32_t max_waiting = 1024;            // requests queued before new ones are refused
   double gpu_memory_utilization = 0.90;  // share of a GPU for weights, scratch and KV cache
   int64_t kv_cache_memory_bytes = 0;     // per rank; 0 = that share's rest, on the CPU 512 MiB

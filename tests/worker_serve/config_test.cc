@@ -13,7 +13,6 @@ using ::testing::HasSubstr;
 
 Config GoodConfig() {
   Config config;
-  config.max_num_batched_tokens = 2048;
   config.model = ::testing::TempDir();
   config.group = "g0";
   config.listen = "127.0.0.1:50061";
@@ -28,6 +27,12 @@ std::string Problems(const Config& config, int num_ranks = 2) {
 class ConfigFlags : public ::testing::Test {
   absl::FlagSaver saver_;
 };
+
+TEST_F(ConfigFlags, AGpusStepIsLargerUnlessToldOtherwise) {
+  EXPECT_EQ(ParseConfig({})->max_num_batched_tokens, 2048);
+  EXPECT_EQ(ParseConfig({"--device=cuda"})->max_num_batched_tokens, 8192);
+  EXPECT_EQ(ParseConfig({"--max-num-batched-tokens=512"})->max_num_batched_tokens, 512);
+}
 
 TEST(ConfigValidate, AcceptsAGoodOne) { EXPECT_EQ(Problems(GoodConfig()), ""); }
 

@@ -5,6 +5,14 @@
 #include "common/block_hash.h"
 
 namespace bough {
+namespace {
+
+// A checkpoint's scales of K and V are those of an FP8 cache; others hold the values themselves.
+const float* KvScale(const float* scale, const KvCache& cache) {
+  return cache.dtype() == DType::kF8E4M3 ? scale : nullptr;
+}
+
+}  // namespace
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
                                int max_num_seqs, bool enable_bifurcated, Device* device)
@@ -52,8 +60,8 @@ void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weigh
                   .slot_mapping = batch.slot_mapping,
                   .k_cache = cache.k(layer),
                   .v_cache = cache.v(layer),
-                  .k_scale = weights.k_scale,
-                  .v_scale = weights.v_scale,
+                  .k_scale = KvScale(weights.k_scale, cache),
+                  .v_scale = KvScale(weights.v_scale, cache),
                   .num_tokens = batch.num_tokens,
                   .num_heads = num_heads_,
                   .num_kv_heads = num_kv_heads_,
@@ -109,8 +117,8 @@ void AttentionLayer::AttendBifurcated(const DeviceBatch& batch, const LayerWeigh
   device_->ops().BifurcatedAttention({.q = qkv_.data(),
                                       .k_cache = cache.k(layer),
                                       .v_cache = cache.v(layer),
-                                      .k_scale = weights.k_scale,
-                                      .v_scale = weights.v_scale,
+                                      .k_scale = KvScale(weights.k_scale, cache),
+                                      .v_scale = KvScale(weights.v_scale, cache),
                                       .block_tables = batch.block_tables,
                                       .seqlens_kv = batch.seqlens_kv,
                                       .group_start = batch.group_start,
@@ -140,8 +148,8 @@ void AttentionLayer::AttendPaged(const DeviceBatch& batch, int first_seq, int en
       {.q = qkv_.data(),
        .k_cache = cache.k(layer),
        .v_cache = cache.v(layer),
-       .k_scale = weights.k_scale,
-       .v_scale = weights.v_scale,
+       .k_scale = KvScale(weights.k_scale, cache),
+       .v_scale = KvScale(weights.v_scale, cache),
        .block_tables = batch.block_tables + int64_t{first_seq} * batch.max_blocks,
        .cu_seqlens_q = batch.cu_seqlens_q + first_seq,
        .seqlens_kv = batch.seqlens_kv + first_seq,

@@ -77,8 +77,8 @@ struct SiluMulParams {
 // QuantizeWeights: with the best of kNumScaleSteps scales
 //   (amax / 448) (1 + j / kNumScaleSteps),   j in [0, kNumScaleSteps),
 // that with the least sum of (value - x)^2; the lowest j of equals. An e4m3 number's error depends
-// on where in its octave it lies, so moving the octaves to fit the row takes 14 % off the squared
-// error of the demo model's weights and costs nothing later.
+// on where in its octave it lies, so moving the octaves to fit the row costs nothing later; the
+// demo model's mean KLD falls from 0.0032 to 0.0030.
 inline constexpr int kNumScaleSteps = 16;
 struct QuantizeParams {
   const void* x = nullptr;  // [num_rows, size]

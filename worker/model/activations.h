@@ -1,4 +1,4 @@
-// Activations between ops.
+// Activations between ops, and the products that they meet.
 #pragma once
 
 #include "kernels/dtype.h"
@@ -34,6 +34,32 @@ class ProductInput {
  private:
   DType activation_dtype_ = DType::kF32;
   DeviceBuffer data_, scale_;
+};
+
+// The products of a decoder: y = x w^T, y in the device's activation dtype unless it is asked for in
+// another. They share one workspace, so one runs at a time.
+class Products {
+ public:
+  explicit Products(Device* device);
+
+  // x: [m, k], w: [n, k], y: [m, n].
+  void Dense(const Rows& x, const Weight& w, int m, int n, int k, void* y) const {
+    Dense(x, w, m, n, k, y, dtype_);
+  }
+  void Dense(const Rows& x, const Weight& w, int m, int n, int k, void* y, DType y_dtype) const;
+
+  // The rows of each expert, as GroupedGemmParams has them. x: [max_rows, k], y: [max_rows, n].
+  struct Experts {
+    const int32_t* offsets;  // [num_experts + 1]
+    int num_experts, max_rows;
+    bool offsets_known;  // as GroupedGemmParams
+  };
+  void Grouped(const Rows& x, const Weight& w, const Experts& experts, int n, int k, void* y) const;
+
+ private:
+  Device* const device_;
+  const DType dtype_;
+  DeviceBuffer workspace_;
 };
 
 }  // namespace bough

@@ -38,23 +38,11 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, in
 }
 
 void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weights,
-                             const KvCache& cache, int layer, const Rows& x, void* gemm_workspace,
-                             void* out) {
+                             const KvCache& cache, int layer, const Rows& x,
+                             const Products& products, void* out) {
   const Ops& ops = device_->ops();
   const Stream stream = device_->stream();
-  ops.Gemm({.x = x.data,
-            .x_scale = x.scale,
-            .w = weights.qkv.data,
-            .w_scale = weights.qkv.scale,
-            .y = qkv_.data(),
-            .workspace = gemm_workspace,
-            .m = batch.num_tokens,
-            .n = qkv_size_,
-            .k = hidden_size_,
-            .dtype = x.dtype,
-            .w_dtype = weights.qkv.dtype,
-            .out_dtype = dtype_},
-           stream);
+  products.Dense(x, weights.qkv, batch.num_tokens, qkv_size_, hidden_size_, qkv_.data());
   ops.RopeAppend({.qkv = qkv_.data(),
                   .positions = batch.positions,
                   .slot_mapping = batch.slot_mapping,
@@ -83,19 +71,7 @@ void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weigh
                  stream);
     attended = quantized_.For(weights.o);
   }
-  ops.Gemm({.x = attended.data,
-            .x_scale = attended.scale,
-            .w = weights.o.data,
-            .w_scale = weights.o.scale,
-            .y = out,
-            .workspace = gemm_workspace,
-            .m = batch.num_tokens,
-            .n = hidden_size_,
-            .k = num_heads_ * head_dim_,
-            .dtype = attended.dtype,
-            .w_dtype = weights.o.dtype,
-            .out_dtype = dtype_},
-           stream);
+  products.Dense(attended, weights.o, batch.num_tokens, hidden_size_, num_heads_ * head_dim_, out);
 }
 
 // Decode rows that share a prefix are read bifurcated; all else, and everything behind a sliding

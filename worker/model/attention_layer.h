@@ -22,9 +22,9 @@ class AttentionLayer {
                  int max_num_seqs, bool enable_bifurcated, Device* device);
 
   // x: [num_tokens, hidden_size], as weights.qkv takes it. out: [num_tokens, hidden_size] in the
-  // device's activation dtype. They may not alias. gemm_workspace: kGemmWorkspaceBytes.
+  // device's activation dtype. They may not alias.
   void Forward(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
-               int layer, const Rows& x, void* gemm_workspace, void* out);
+               int layer, const Rows& x, const Products& products, void* out);
 
   // Whether the batch's shared prefixes are read once per group.
   bool Bifurcates(const DeviceBatch& batch) const {

@@ -23,6 +23,7 @@ Decoder::Decoder(const ModelConfig& config, const Shard& shard, const DecoderLim
       weights_(weights),
       cache_(cache),
       comm_(comm),
+      products_(device),
       attention_(config, shard, limits.max_num_tokens, limits.max_num_logits_rows,
                  enable_bifurcated_attention, device) {
   const int64_t num_tokens = limits.max_num_tokens, num_rows = limits.max_num_logits_rows;
@@ -43,10 +44,6 @@ Decoder::Decoder(const ModelConfig& config, const Shard& shard, const DecoderLim
   if (shard.world > 1 && shard.rank == 0) {
     vocab_parts_ = DeviceBuffer::Scratch(device, part * shard.world, DType::kF32);
     logits_ = DeviceBuffer::Scratch(device, num_rows * config.vocab_size, DType::kF32);
-  }
-  if (device->is_cuda()) {
-    gemm_workspace_ = DeviceBuffer::Scratch(device, kGemmWorkspaceBytes / 4, DType::kI32);
-    device->Zero(gemm_workspace_.data(), gemm_workspace_.num_bytes());
   }
 }
 
@@ -98,8 +95,8 @@ Decoder::Delta Decoder::Attend(const DeviceBatch& batch, int layer, Delta delta)
   const LayerWeights& weights = weights_->layers[layer];
   device_->ops().AddRmsNorm(Norm(batch.num_tokens, delta, weights.input_norm, weights.qkv),
                             device_->stream());
-  attention_.Forward(batch, weights, *cache_, layer, normed_.For(weights.qkv),
-                     gemm_workspace_.data(), delta_.data());
+  attention_.Forward(batch, weights, *cache_, layer, normed_.For(weights.qkv), products_,
+                     delta_.data());
   SumOverRanks(batch.num_tokens);
   return Delta::kRows;
 }
@@ -112,7 +109,7 @@ Decoder::Delta Decoder::FeedForward(int num_tokens, int layer) {
   const Rows x = normed_.For(weights.gate_up);
   if (mlp_) {
     device_->ops().AddRmsNorm(norm, device_->stream());
-    mlp_->Forward(num_tokens, weights, x, gemm_workspace_.data(), delta_.data());
+    mlp_->Forward(num_tokens, weights, x, products_, delta_.data());
   } else {
     device_->ops().AddRmsNormGate({.norm = norm,
                                    .gate = weights.gate.data,
@@ -122,7 +119,7 @@ Decoder::Delta Decoder::FeedForward(int num_tokens, int layer) {
                                    .top_k = moe_->top_k(),
                                    .gate_dtype = weights.gate.dtype},
                                   device_->stream());
-    moe_->Forward(num_tokens, weights, x, gemm_workspace_.data());
+    moe_->Forward(num_tokens, weights, x, products_);
     if (shard_.world == 1 && layer + 1 < config_.num_hidden_layers) return Delta::kExperts;
     moe_->Combine(num_tokens, delta_.data());
   }
@@ -163,17 +160,9 @@ void Decoder::GatherRows(const DeviceBuffer& rows, const DeviceBatch& batch,
 }
 
 const float* Decoder::Logits(int num_rows, const void* x) {
-  device_->ops().Gemm({.x = x,
-                       .w = weights_->lm_head.data,
-                       .y = vocab_part_.data(),
-                       .workspace = gemm_workspace_.data(),
-                       .m = num_rows,
-                       .n = static_cast<int>(shard_.vocab.size()),
-                       .k = config_.hidden_size,
-                       .dtype = dtype_,
-                       .w_dtype = weights_->lm_head.dtype,
-                       .out_dtype = DType::kF32},
-                      device_->stream());
+  products_.Dense({x, nullptr, dtype_}, weights_->lm_head, num_rows,
+                  static_cast<int>(shard_.vocab.size()), config_.hidden_size, vocab_part_.data(),
+                  DType::kF32);
   if (shard_.world == 1) return vocab_part_.as<float>();
   const int64_t part = num_rows * WidestPart(config_, shard_.world);
   comm_->Gather(vocab_part_.as<float>(), part, vocab_parts_.as<float>());

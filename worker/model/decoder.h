@@ -62,6 +62,7 @@ class Decoder {
   const Weights* const weights_;
   KvCache* const cache_;
   Communicator* const comm_;
+  Products products_;
   AttentionLayer attention_;
   std::optional<MoeLayer> moe_;  // or
   std::optional<MlpLayer> mlp_;
@@ -69,7 +70,6 @@ class Decoder {
   DeviceBuffer residual_;  // [max_num_tokens, hidden_size], the stream that layers add to
   ProductInput normed_;    // [max_num_tokens, hidden_size], a layer's input
   DeviceBuffer delta_;     // [max_num_tokens, hidden_size], a layer's output
-  DeviceBuffer gemm_workspace_;
   // The rows whose logits are asked for.
   DeviceBuffer last_residual_, last_delta_, last_normed_;  // [max_num_logits_rows, hidden_size]
   DeviceBuffer vocab_part_;            // [max_num_logits_rows, widest part of the vocabulary] f32

@@ -16,8 +16,8 @@ class MlpLayer {
   MlpLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens, Device* device);
 
   // x: [num_tokens, hidden_size], as weights.gate_up takes it. out: [num_tokens, hidden_size] in the
-  // device's activation dtype. They may not alias. gemm_workspace: kGemmWorkspaceBytes.
-  void Forward(int num_tokens, const LayerWeights& weights, const Rows& x, void* gemm_workspace,
+  // device's activation dtype. They may not alias.
+  void Forward(int num_tokens, const LayerWeights& weights, const Rows& x, const Products& products,
                void* out);
 
  private:

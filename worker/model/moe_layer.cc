@@ -22,7 +22,7 @@ MoeLayer::MoeLayer(const ModelConfig& config, const Shard& shard, int max_num_to
 }
 
 void MoeLayer::Forward(int num_tokens, const LayerWeights& weights, const Rows& x,
-                       void* gemm_workspace) {
+                       const Products& products) {
   const Ops& ops = device_->ops();
   const Stream stream = device_->stream();
   const int num_experts = static_cast<int>(experts_.size());
@@ -40,48 +40,22 @@ void MoeLayer::Forward(int num_tokens, const LayerWeights& weights, const Rows& 
                 .expert_end = static_cast<int32_t>(experts_.end),
                 .row_bytes = hidden_size_ * static_cast<int64_t>(SizeOf(x.dtype))},
                stream);
-  const Rows input = expert_input_.For(weights.gate_up);
-  ops.GroupedGemm({.x = input.data,
-                   .x_scale = input.scale,
-                   .w = weights.gate_up.data,
-                   .w_scale = weights.gate_up.scale,
-                   .expert_offsets = expert_offsets_.as<int32_t>(),
-                   .y = gate_up_.data(),
-                   .workspace = gemm_workspace,
-                   .num_experts = num_experts,
-                   .num_rows = max_rows,
-                   .n = 2 * intermediate_size_,
-                   .k = hidden_size_,
-                   .dtype = input.dtype,
-                   .w_dtype = weights.gate_up.dtype,
-                   .out_dtype = dtype_},
-                  stream);
+  Products::Experts experts = {expert_offsets_.as<int32_t>(), num_experts, max_rows,
+                               /*offsets_known=*/false};
+  products.Grouped(expert_input_.For(weights.gate_up), weights.gate_up, experts,
+                   2 * intermediate_size_, hidden_size_, gate_up_.data());
   const Rows hidden = hidden_.For(weights.down);
   ops.SiluMul({.gate_up = gate_up_.data(),
                .out = hidden_.data(),
                .out_scale = hidden_.scale(),
-               .num_rows = expert_offsets_.as<int32_t>() + num_experts,
+               .num_rows = experts.offsets + num_experts,
                .num_tokens = max_rows,
                .size = intermediate_size_,
                .dtype = dtype_,
                .out_dtype = hidden.dtype},
               stream);
-  ops.GroupedGemm({.x = hidden.data,
-                   .x_scale = hidden.scale,
-                   .w = weights.down.data,
-                   .w_scale = weights.down.scale,
-                   .expert_offsets = expert_offsets_.as<int32_t>(),
-                   .y = rows_.data(),
-                   .workspace = gemm_workspace,
-                   .num_experts = num_experts,
-                   .num_rows = max_rows,
-                   .n = hidden_size_,
-                   .k = intermediate_size_,
-                   .dtype = hidden.dtype,
-                   .w_dtype = weights.down.dtype,
-                   .out_dtype = dtype_,
-                   .offsets_known = true},  // SiluMul waits, then lets this begin
-                  stream);
+  experts.offsets_known = true;  // SiluMul waits, then lets this begin
+  products.Grouped(hidden, weights.down, experts, hidden_size_, intermediate_size_, rows_.data());
 }
 
 void MoeLayer::Combine(int num_tokens, void* out) {

@@ -24,8 +24,9 @@ class MoeLayer {
   float* expert_weights() const { return expert_weights_.as<float>(); }  // [num_tokens, top_k]
 
   // x: [num_tokens, hidden_size], as weights.gate_up takes it. Afterwards rows() and row_of_pair()
-  // hold the experts' outputs. gemm_workspace: kGemmWorkspaceBytes.
-  void Forward(int num_tokens, const LayerWeights& weights, const Rows& x, void* gemm_workspace);
+  // hold the experts' outputs.
+  void Forward(int num_tokens, const LayerWeights& weights, const Rows& x,
+               const Products& products);
 
   const void* rows() const { return rows_.data(); }  // [num_tokens * top_k, hidden_size]
   const int32_t* row_of_pair() const { return row_of_pair_.as<int32_t>(); }  // [num_tokens, top_k]

@@ -4,6 +4,7 @@
 #   g0       2 ranks, TP=2     127.0.0.1:50061   metrics 9100, 9101
 #   g1       2 ranks, EP=2     127.0.0.1:50062   metrics 9110, 9111
 #
+# With DEVICE=cuda a group is 1 rank on a GPU of its own, and a machine with one GPU has g0 alone.
 # The variables below may be set by the caller. Every process writes out/logs/<name>.log.
 : "${DEVICE:=cpu}" "${MODEL:=models/demo}" "${SERVED_MODEL_NAME:=demo}" "${HOST:=127.0.0.1}"
 : "${ROUTER_PORT:=50051}" "${ADMIN_PORT:=50052}" "${ROUTER_METRICS_PORT:=9090}"
@@ -11,7 +12,12 @@
 : "${BIN:=build/$DEVICE/bin}" "${LOGS:=out/logs}" "${READY_TIMEOUT:=600}"
 : "${WORKER_FLAGS:=}" "${ROUTER_FLAGS:=}"
 
-readonly RANKS_PER_GROUP=2
+if [[ $DEVICE == cuda ]]; then
+  : "${RANKS_PER_GROUP:=1}" "${NUM_GPUS:=$(nvidia-smi -L 2>/dev/null | wc -l)}"
+  : "${NUM_GROUPS:=$(( NUM_GPUS < 2 * RANKS_PER_GROUP ? 1 : 2 ))}"
+else
+  : "${RANKS_PER_GROUP:=2}" "${NUM_GROUPS:=2}"
+fi
 pids=()   # of what we started, by name
 names=()
 
@@ -30,6 +36,10 @@ preflight() {
   for name in G0_METRICS_PORT G1_METRICS_PORT; do
     port_answers $(( ${!name} + 1 )) && fail "port $(( ${!name} + 1 )) is taken; move $name"
   done
+  if [[ $DEVICE == cuda ]] && (( NUM_GPUS < NUM_GROUPS * RANKS_PER_GROUP )); then
+    fail "$NUM_GROUPS groups of $RANKS_PER_GROUP ranks need $(( NUM_GROUPS * RANKS_PER_GROUP ))" \
+      "GPUs, this machine has $NUM_GPUS; set NUM_GROUPS or RANKS_PER_GROUP"
+  fi
   for name in bough-router bough-worker; do
     [[ -x $BIN/$name ]] || fail "$BIN/$name is not built; fix: make build"
   done
@@ -48,22 +58,28 @@ start() {
   names+=("$name")
 }
 
-start_group() {  # NAME PORT METRICS_PORT PARALLEL_FLAG
+start_group() {  # INDEX PORT METRICS_PORT PARALLEL_FLAG
+  local gpus
+  gpus=$(seq -s, $(( $1 * RANKS_PER_GROUP )) $(( ($1 + 1) * RANKS_PER_GROUP - 1 )))
   # shellcheck disable=SC2086  # WORKER_FLAGS is a list of words
-  start "$1" tools/launch_group.sh "$RANKS_PER_GROUP" "$BIN/bough-worker" --model="$MODEL" \
-    --group="$1" --listen="$HOST:$2" --metrics-host="$HOST" --metrics-port="$3" "$4" \
+  CUDA_VISIBLE_DEVICES=$gpus start "g$1" tools/launch_group.sh "$RANKS_PER_GROUP" "$BIN/bough-worker" --model="$MODEL" \
+    --group="g$1" --listen="$HOST:$2" --metrics-host="$HOST" --metrics-port="$3" "$4" \
     --device="$DEVICE" $WORKER_FLAGS
 }
 
 start_system() {
   preflight
   mkdir -p "$LOGS"
-  start_group g0 "$G0_PORT" "$G0_METRICS_PORT" --tp-size="$RANKS_PER_GROUP"
-  start_group g1 "$G1_PORT" "$G1_METRICS_PORT" --ep-size="$RANKS_PER_GROUP"
+  local groups="g0=$HOST:$G0_PORT"
+  start_group 0 "$G0_PORT" "$G0_METRICS_PORT" --tp-size="$RANKS_PER_GROUP"
+  if (( NUM_GROUPS == 2 )); then
+    groups+=",g1=$HOST:$G1_PORT"
+    start_group 1 "$G1_PORT" "$G1_METRICS_PORT" --ep-size="$RANKS_PER_GROUP"
+  fi
   # shellcheck disable=SC2086
   start router "$BIN/bough-router" --listen="$HOST:$ROUTER_PORT" \
     --admin-listen="$HOST:$ADMIN_PORT" --metrics-listen="$HOST:$ROUTER_METRICS_PORT" \
-    --groups="g0=$HOST:$G0_PORT,g1=$HOST:$G1_PORT" --model="$MODEL" \
+    --groups="$groups" --model="$MODEL" \
     --served-model-name="$SERVED_MODEL_NAME" $ROUTER_FLAGS
 }
 
@@ -78,9 +94,13 @@ metric() {
 loaded_percent() { metric "$1" bough_model_load_progress_ratio | awk '{s += $1} END {printf "%d", 100 * s / 2}'; }
 
 progress() {
-  local text="loading" rank
-  for rank in 0 1; do text+="  g0/$rank $(loaded_percent $(( G0_METRICS_PORT + rank )))%"; done
-  for rank in 0 1; do text+="  g1/$rank $(loaded_percent $(( G1_METRICS_PORT + rank )))%"; done
+  local text="loading" group port rank
+  for (( group = 0; group < NUM_GROUPS; ++group )); do
+    port=G${group}_METRICS_PORT
+    for (( rank = 0; rank < RANKS_PER_GROUP; ++rank )); do
+      text+="  g$group/$rank $(loaded_percent $(( ${!port} + rank )))%"
+    done
+  done
   echo "$text"
 }
 
@@ -99,7 +119,7 @@ wait_until_ready() {
   while :; do
     check_alive
     ready=$(metric "$ROUTER_METRICS_PORT" bough_groups_ready)
-    [[ ${ready%.*} == 2 ]] && break
+    [[ ${ready%.*} == "$NUM_GROUPS" ]] && break
     (( SECONDS - begin < READY_TIMEOUT )) || fail "not ready after $READY_TIMEOUT s; see $LOGS"
     if [[ -t 2 ]] && (( SECONDS - begin >= 2 )); then
       printf '\r%s' "$(progress)" >&2

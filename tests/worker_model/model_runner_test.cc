@@ -49,6 +49,25 @@ TEST_F(ModelRunnerTest, KnowsItsSizes) {
   EXPECT_EQ((*runner)->max_model_len(), 512);
 }
 
+TEST_F(ModelRunnerTest, KnowsItsNeedsBeforeAnythingIsLoaded) {
+  const auto needs = ModelRunner::Needs(options_, group_.get());
+  ASSERT_TRUE(needs.ok()) << needs.status();
+  int64_t loaded_bytes = 0;
+  const auto runner = ModelRunner::Load(
+      options_, group_.get(), [&](const RankProgress& p) { loaded_bytes = p.bytes_total; });
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  ASSERT_EQ(needs->ranks.size(), 1u);
+  EXPECT_EQ(needs->ranks[0].weights, loaded_bytes);
+  EXPECT_EQ(needs->block_bytes, (*runner)->kv_block_bytes());
+  EXPECT_EQ(needs->max_model_len, (*runner)->max_model_len());
+
+  // Activations are most of the scratch, and go with the tokens of a step.
+  options_.max_num_batched_tokens *= 2;
+  const auto doubled = ModelRunner::Needs(options_, group_.get());
+  EXPECT_GT(doubled->ranks[0].scratch, needs->ranks[0].scratch * 3 / 2);
+  EXPECT_LE(doubled->ranks[0].scratch, needs->ranks[0].scratch * 2);
+}
+
 TEST_F(ModelRunnerTest, RefusesOptionsThatDoNotFitByTheirFlag) {
   const ModelRunnerOptions good = options_;
   options_.tp_size = 2;

@@ -30,11 +30,7 @@ double MillisecondsSince(absl::Time start) {
 }
 
 EngineConfig MakeEngineConfig(const EngineBenchOptions& options, const ModelRunner& runner) {
-  EngineConfig config;
-  config.model_key = runner.model_key();
-  config.limits.vocab_size = runner.config().vocab_size;
-  config.limits.max_model_len = runner.max_model_len();
-  config.num_blocks = runner.num_blocks();
+  EngineConfig config = EngineConfigFor(runner);
   config.max_num_seqs = options.max_num_seqs;
   config.max_num_batched_tokens = options.max_num_batched_tokens;
   config.clock = MonotonicNow;

@@ -81,12 +81,7 @@ std::unique_ptr<ModelRunner> LoadModel(MpiGroup* group) {
 }
 
 EngineConfig MakeEngineConfig(const ModelRunner& runner) {
-  EngineConfig config;
-  config.model_key = runner.model_key();
-  config.limits.vocab_size = runner.config().vocab_size;
-  config.limits.max_model_len = runner.max_model_len();
-  config.limits.bos_token_id = runner.config().bos_token_id;
-  config.limits.eos_token_id = runner.config().eos_token_id;
+  EngineConfig config = EngineConfigFor(runner);
   config.num_blocks = std::min(runner.num_blocks(), absl::GetFlag(FLAGS_num_blocks));
   config.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   config.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);

@@ -73,14 +73,8 @@ ModelRunnerOptions RunnerOptions(const Config& config) {
 }
 
 EngineConfig MakeEngineConfig(const Config& config, const ModelRunner& runner) {
-  EngineConfig engine;
-  engine.model_key = runner.model_key();
-  engine.limits.vocab_size = runner.config().vocab_size;
-  engine.limits.max_model_len = runner.max_model_len();
-  engine.limits.bos_token_id = runner.config().bos_token_id;
-  engine.limits.eos_token_id = runner.config().eos_token_id;
+  EngineConfig engine = EngineConfigFor(runner);
   engine.enable_prefix_caching = config.enable_prefix_caching;
-  engine.num_blocks = runner.num_blocks();
   engine.max_num_seqs = config.max_num_seqs;
   engine.max_num_batched_tokens = config.max_num_batched_tokens;
   engine.max_waiting = config.max_waiting;
@@ -129,7 +123,10 @@ class Rank {
         display_(config.group, isatty(STDERR_FILENO), start) {}
 
   absl::Status Run() {
-    if (config_.check) return PrintPlan();
+    ASSIGN_OR_RETURN(const MemoryPlan plan, Plan());
+    if (config_.check && leads()) std::fputs(MemoryPlanText(plan, config_).c_str(), stdout);
+    RETURN_IF_ERROR(CheckFits(plan, config_));
+    if (config_.check) return absl::OkStatus();
     RETURN_IF_ERROR(group_->Agree(OpenPorts()));
     std::optional<StopSignals> signals;
     if (leads()) signals.emplace([this](int) { OnSignal(); });
@@ -190,8 +187,8 @@ class Rank {
     server_->Drain();
   }
 
-  // Loads nothing.
-  absl::Status PrintPlan() {
+  // Before anything is loaded: what cannot fit is said at once.
+  absl::StatusOr<MemoryPlan> Plan() {
     ASSIGN_OR_RETURN(const GroupNeeds needs, ModelRunner::Needs(RunnerOptions(config_), group_));
     MemoryPlan plan;
     plan.device = needs.device;
@@ -200,9 +197,7 @@ class Rank {
     for (const RankNeeds& rank : needs.ranks) {
       plan.ranks.push_back({rank.weights, rank.scratch, needs.free_bytes, needs.total_bytes});
     }
-    plan = PlanMemory(std::move(plan), config_);
-    if (leads()) std::fputs(MemoryPlanText(plan, config_).c_str(), stdout);
-    return CheckFits(plan, config_);
+    return PlanMemory(std::move(plan), config_);
   }
 
   void ServeRouters(ModelRunner* runner) {

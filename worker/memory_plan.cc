@@ -1,17 +1,14 @@
 #include "worker/memory_plan.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "absl/strings/str_format.h"
 #include "common/block_hash.h"
 #include "common/check.h"
+#include "worker/kv_memory.h"
 
 namespace bough {
 namespace {
-
-constexpr int64_t kDefaultKvBytesOnCpu = 512ll << 20;
-constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max() / kBlockSize;  // slots are int32
 
 std::string Size(int64_t bytes) {
   const double mebi = static_cast<double>(bytes) / (1 << 20);
@@ -48,13 +45,12 @@ std::string RankText(const RankMemory& rank, int index, const MemoryPlan& plan,
 
 int64_t Allowance(const RankMemory& rank, const Config& config) {
   CHECK_GT(rank.total, 0);
-  const double share = static_cast<double>(rank.total) * config.gpu_memory_utilization;
-  return static_cast<int64_t>(share) - (rank.total - rank.free);
+  return DeviceAllowance(rank.total, rank.free, config.gpu_memory_utilization);
 }
 
 MemoryPlan PlanMemory(MemoryPlan plan, const Config& config) {
   CHECK_GT(plan.block_bytes, 0);
-  int64_t num_blocks = kMaxBlocks;
+  int64_t num_blocks = kMaxKvBlocks;
   for (const RankMemory& rank : plan.ranks) {
     num_blocks = std::min(num_blocks, KvBytes(rank, config) / plan.block_bytes);
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <limits>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +10,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/kv_cache.h"
+#include "worker/kv_memory.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/counting_device.h"
 #include "worker/model/decoder.h"
@@ -88,29 +88,25 @@ absl::StatusOr<DType> KvDType(const std::string& kv_cache_dtype, const Device& d
       absl::StrCat("--kv-cache-dtype must be auto or fp8, is ", kv_cache_dtype));
 }
 
-// What KV blocks may take: what is asked for, or on a GPU what weights and scratch have left of its
-// share, less what CUDA graphs and NCCL will take.
+// Of a GPU, for CUDA graphs and NCCL.
 constexpr int64_t kGraphReserve = 1ll << 30;
 
+// What KV blocks may take: what is asked for, or on a GPU what weights and scratch have left of its
+// share.
 int64_t KvMemory(const ModelRunnerOptions& options, const Device& device) {
-  constexpr int64_t kDefaultOnCpu = 512ll << 20;
   if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
-  if (!device.is_cuda()) return kDefaultOnCpu;
-  const int64_t total = device.TotalBytes(), used = total - device.FreeBytes();
-  return static_cast<int64_t>(total * options.gpu_memory_utilization) - used - kGraphReserve;
+  if (!device.is_cuda()) return kDefaultKvBytesOnCpu;
+  return DeviceAllowance(device.TotalBytes(), device.FreeBytes(), options.gpu_memory_utilization) -
+         kGraphReserve;
 }
 
 // Blocks that `memory_bytes` hold; at least one.
 absl::StatusOr<int> NumBlocks(int64_t memory_bytes, int64_t block_bytes) {
-  // Slots are int32.
-  const int64_t most = std::numeric_limits<int32_t>::max() / kBlockSize;
-  const int64_t num_blocks = std::min(memory_bytes / block_bytes, most);
+  const int64_t num_blocks = std::min(memory_bytes / block_bytes, kMaxKvBlocks);
   if (num_blocks < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the KV cache's memory, ", memory_bytes, " bytes, holds no block: one takes ", block_bytes,
-        " bytes on this rank; see "
-        "--kv-cache-memory-bytes and "
-        "--gpu-memory-utilization"));
+        " bytes on this rank; see --kv-cache-memory-bytes and --gpu-memory-utilization"));
   }
   return static_cast<int>(num_blocks);
 }
@@ -163,7 +159,8 @@ int64_t ScratchBytes(const ModelRunnerOptions& options, const ModelConfig& confi
   return counter.num_bytes() + (device.is_cuda() ? kGraphReserve : 0);
 }
 
-absl::StatusOr<GroupNeeds> RankZeroNeeds(const ModelRunnerOptions& options, const MpiGroup& group) {
+// What Needs says, but for the other ranks' free memory.
+absl::StatusOr<GroupNeeds> NeedsOfShapes(const ModelRunnerOptions& options, const MpiGroup& group) {
   RETURN_IF_ERROR(CheckOptions(options, group.size()));
   ASSIGN_OR_RETURN(const ModelConfig config, LoadConfig(options));
   ASSIGN_OR_RETURN(const std::unique_ptr<Device> device,
@@ -279,7 +276,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Load(const ModelRunner
 }
 
 absl::StatusOr<GroupNeeds> ModelRunner::Needs(const ModelRunnerOptions& options, MpiGroup* group) {
-  auto needs = RankZeroNeeds(options, *group);
+  auto needs = NeedsOfShapes(options, *group);
   RETURN_IF_ERROR(group->Agree(needs.status()));
   needs->free_bytes = group->Min(needs->free_bytes);
   return needs;
@@ -288,6 +285,17 @@ absl::StatusOr<GroupNeeds> ModelRunner::Needs(const ModelRunnerOptions& options,
 const ModelConfig& ModelRunner::config() const { return impl_->config; }
 int ModelRunner::num_blocks() const { return impl_->cache.num_blocks(); }
 int64_t ModelRunner::kv_block_bytes() const { return impl_->block_bytes(); }
+EngineConfig EngineConfigFor(const ModelRunner& runner) {
+  EngineConfig engine;
+  engine.model_key = runner.model_key();
+  engine.limits.vocab_size = runner.config().vocab_size;
+  engine.limits.max_model_len = runner.max_model_len();
+  engine.limits.bos_token_id = runner.config().bos_token_id;
+  engine.limits.eos_token_id = runner.config().eos_token_id;
+  engine.num_blocks = runner.num_blocks();
+  return engine;
+}
+
 int ModelRunner::max_model_len() const { return impl_->max_model_len; }
 const std::string& ModelRunner::model_key() const { return impl_->model_key; }
 

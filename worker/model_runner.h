@@ -12,6 +12,7 @@
 #include "worker/batch.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/mpi_group.h"
+#include "worker/engine.h"
 #include "worker/model/model_config.h"
 
 namespace bough {
@@ -33,8 +34,8 @@ struct ModelRunnerOptions {
   bool enforce_eager = false;           // true: no CUDA graphs
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
-  bool enable_bifurcated_attention =
-      true;                     // false: PagedAttention only; same tokens, more bytes read
+  // false: PagedAttention only; same tokens, more bytes read.
+  bool enable_bifurcated_attention = true;
   OpTimes* op_times = nullptr;  // times every op (worker/model/op_times.h); outlives the runner
 };
 
@@ -87,5 +88,8 @@ class ModelRunner : public StepExecutor {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// The engine's config as far as the model decides it: key, limits, KV blocks.
+EngineConfig EngineConfigFor(const ModelRunner& runner);
 
 }  // namespace bough

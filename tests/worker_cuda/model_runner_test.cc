@@ -41,11 +41,7 @@ class CudaModelRunner : public ::testing::Test {
   }
 
   EngineConfig MakeEngineConfig(const ModelRunner& runner) {
-    EngineConfig config;
-    config.model_key = runner.model_key();
-    config.limits.vocab_size = runner.config().vocab_size;
-    config.limits.max_model_len = runner.max_model_len();
-    config.num_blocks = runner.num_blocks();
+    EngineConfig config = EngineConfigFor(runner);
     config.max_num_seqs = kMaxNumSeqs;
     config.max_num_batched_tokens = 512;
     return config;

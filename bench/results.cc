@@ -59,7 +59,11 @@ std::string ToJson(const BenchResults& results) {
 
 std::string CommandLine(int argc, char** argv) {
   std::string line = std::filesystem::path(argv[0]).filename().string();
-  for (int i = 1; i < argc; ++i) line += std::string(" ") + argv[i];
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag.rfind("--out=", 0) == 0 || flag.rfind("--git=", 0) == 0) continue;
+    line += " " + flag;
+  }
   return line;
 }
 

@@ -35,7 +35,8 @@ struct BenchResults {
 // As JSON, with the date.
 std::string ToJson(const BenchResults& results);
 
-// The command line, without the folder that the program lies in.
+// The command line, without the folder that the program lies in, --out and --git: those say where a
+// run took place, not what it measured.
 std::string CommandLine(int argc, char** argv);
 
 // Model name of the machine's CPU.

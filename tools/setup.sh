@@ -11,7 +11,7 @@ packages=(
   libopenmpi-dev openmpi-bin                                # ranks of a group
   prometheus-cpp-dev libspdlog-dev libfmt-dev               # metrics, logs
   nlohmann-json3-dev libxxhash-dev                          # JSON, block hashes
-  libgtest-dev libgmock-dev                                 # tests
+  libgtest-dev libgmock-dev python3-numpy                   # tests
 )
 
 missing=()

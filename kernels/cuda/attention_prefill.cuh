@@ -4,7 +4,6 @@
 
 #include "kernels/cuda/attention_prefill_plan.h"
 #include "kernels/cuda/attention_tile.cuh"
-#include "kernels/cuda/tensor_map.h"
 
 namespace bough::cuda {
 
@@ -36,10 +35,14 @@ class PrefillSchedule {
     tile.num_rows = min(kPrefillRows, num_q * heads - item.first_row);
     tile.first_token = p_.cu_seqlens_q[seq];
     tile.first_position = p_.seqlens_kv[seq] - num_q;
-    tile.keys.table = p_.block_tables + int64_t{seq} * p_.max_blocks;
+    tile.keys.seq = seq;
+    tile.keys.in_nodes = p_.num_nodes > 0;
     tile.keys.kv_head = index % p_.num_kv_heads;
-    tile.keys.end = tile.first_position + (item.first_row + tile.num_rows - 1) / heads + 1;
-    tile.keys.begin = FirstKey(tile.first_position + item.first_row / heads + 1);
+    const int key_end = tile.first_position + (item.first_row + tile.num_rows - 1) / heads + 1;
+    const int key_begin = FirstKey(tile.first_position + item.first_row / heads + 1);
+    tile.keys.begin_block = key_begin / kTileKeys * (kTileKeys / kBlockKeys);
+    tile.keys.first_block = key_begin / kBlockKeys;
+    tile.keys.end_block = CeilDiv(max(0, key_end), kBlockKeys);
     return true;
   }
 
@@ -65,8 +68,9 @@ __device__ void ConsumeTile(const AttentionParams& p, const PrefillSchedule& sch
     row = min(row, tile.num_rows - 1);
     return tile.first_position + (tile.first_row + row) / heads + 1;
   };
-  consumer.LoadQueries(tile.num_rows, p.ScoreScale(kv_head),
-                       [&](int row) { return p.Query(token(row), head(row)); });
+  consumer.LoadQueries(p.ScoreScale(kv_head), [&](int row) {
+    return row < tile.num_rows ? p.Query(token(row), head(row)) : nullptr;
+  });
   int2 seen[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -112,47 +116,28 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   PrefillSchedule schedule(p, plan);
   PrefillTile tile;
   if (threadIdx.x >= kConsumerThreads) {
-    if constexpr (Shape::kWidens) {
-      ShrinkRegisters<56>();
-      WideningProducer<Shape> producer{shared, static_cast<const uint8_t*>(p.k_cache),
-                                       static_cast<const uint8_t*>(p.v_cache), p.num_kv_heads, {}};
-      while (schedule.Next(tile)) producer.Produce(tile.keys);
-    } else {
-      ShrinkRegisters<24>();
-      CopyProducer<Shape> producer{shared, k_map, v_map, p.num_kv_heads, {}};
-      if (threadIdx.x < kConsumerThreads + kWarpSize) {
-        while (schedule.Next(tile)) producer.Produce(tile.keys);
-      }
-    }
+    LendRegisters<Shape>();
+    Produce<Shape>(p, shared, k_map, v_map, [&](KeyRange& keys) {
+      const bool found = schedule.Next(tile);
+      keys = tile.keys;
+      return found;
+    });
   } else {
-    GrowRegisters<Shape::kWidens ? 224 : 240>();
-    TileConsumer<Shape, kTwoLevel, kTakeTurns> consumer{shared};
-    if (kTakeTurns && consumer.warpgroup == 1) ArriveThreads(8, 2 * kWarpgroupSize);
+    BorrowRegisters<Shape>();
+    TileConsumer<Shape, kTwoLevel> consumer{shared};
+    consumer.takes_turns = kTakeTurns;
+    if (kTakeTurns) consumer.BeginTurns();
     while (schedule.Next(tile)) ConsumeTile(p, schedule, tile, consumer);
   }
 }
 
 template <typename Shape, bool kTwoLevel = Shape::kE4M3, bool kTakeTurns = true>
 void LaunchPrefill(const AttentionParams& p, const PrefillPlan& plan, Stream stream) {
-  const auto kernel = PrefillKernel<Shape, kTwoLevel, kTakeTurns>;
-  static const bool allowed = [&] {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    sizeof(TileShared<Shape>)));
-    return true;
-  }();
-  (void)allowed;
-  static_assert(sizeof(TileShared<Shape>) <= kMaxTileShared);
-  // As many rows as the largest cache could have; a box is read only where a block is.
-  constexpr int64_t kManyRows = int64_t{1} << 31;
-  const CUtensorMap k_map = MakeBoxMap(p.k_cache, kManyRows, Shape::kRowBytes, Shape::kPanelBytes,
-                                       kBlockKeys);
-  const CUtensorMap v_map =
-      sizeof(typename Shape::Cache) == 1
-          ? MakeBoxMap(p.v_cache, kManyRows, kBlockKeys, kBlockKeys, Shape::kHeadDim)
-          : MakeBoxMap(p.v_cache, kManyRows, Shape::kRowBytes, Shape::kPanelBytes, kBlockKeys);
+  constexpr auto kKernel = PrefillKernel<Shape, kTwoLevel, kTakeTurns>;
+  AllowSharedMemory<kKernel, sizeof(TileShared<Shape>)>();
   const int grid = std::min(NumSms(), plan.max_items * p.num_kv_heads);
-  Launch(kernel, dim3(grid), Shape::kThreads, sizeof(TileShared<Shape>), stream, k_map, v_map, p,
-         plan);
+  Launch(kKernel, dim3(grid), Shape::kThreads, sizeof(TileShared<Shape>), stream, KeyMap<Shape>(p),
+         ValueMap<Shape>(p), p, plan);
 }
 
 }  // namespace bough::cuda

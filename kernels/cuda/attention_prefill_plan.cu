@@ -10,7 +10,7 @@ constexpr int kThreads = 1024, kWarps = kThreads / kWarpSize;
 constexpr int kBuckets = kThreads;  // by number of keys, the most first
 
 __global__ void __launch_bounds__(kThreads, 1)
-    PlanPrefillKernel(PagedAttentionParams p, int min_rows, PrefillPlan plan) {
+    PlanPrefillKernel(PagedAttentionParams p, PrefillPlan plan) {
   __shared__ int starts[kBuckets];
   __shared__ int warp_sums[kWarps];
   const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int seq = warp; seq < p.num_seqs; seq += kWarps) {
       const int num_q = p.cu_seqlens_q[seq + 1] - p.cu_seqlens_q[seq];
       const int num_rows = num_q * heads, first_position = p.seqlens_kv[seq] - num_q;
-      if (num_rows <= min_rows) continue;
+      if (num_q <= 1) continue;
       for (int row = lane * kPrefillRows; row < num_rows; row += kWarpSize * kPrefillRows) {
         const int end = first_position + (min(row + kPrefillRows, num_rows) - 1) / heads + 1;
         const int begin =
@@ -58,9 +58,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-void PlanPrefill(const PagedAttentionParams& p, int min_rows, const PrefillPlan& plan,
-                 Stream stream) {
-  Launch(PlanPrefillKernel, dim3(1), kThreads, 0, stream, p, min_rows, plan);
+void PlanPrefill(const PagedAttentionParams& p, const PrefillPlan& plan, Stream stream) {
+  Launch(PlanPrefillKernel, dim3(1), kThreads, 0, stream, p, plan);
 }
 
 }  // namespace bough::cuda

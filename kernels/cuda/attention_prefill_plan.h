@@ -29,8 +29,7 @@ struct PrefillPlan {
   }
 };
 
-// Lists the tiles of sequences with more than `min_rows` (query, head) pairs a KV head.
-void PlanPrefill(const PagedAttentionParams& p, int min_rows, const PrefillPlan& plan,
-                 Stream stream);
+// Lists the tiles of sequences with more than one query.
+void PlanPrefill(const PagedAttentionParams& p, const PrefillPlan& plan, Stream stream);
 
 }  // namespace bough::cuda

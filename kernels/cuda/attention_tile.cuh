@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_kernels.cuh"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace bough::cuda {
@@ -51,6 +52,7 @@ struct TileShared {
   alignas(1024) uint8_t queries[Shape::kConsumers][Shape::kQueryBytes];
   alignas(1024) uint8_t slots[Shape::kSlots][Shape::kSlotBytes];
   float q_scale[Shape::kConsumers][kGroupRows];  // of e4m3 queries
+  int maxima[Shape::kConsumers][4];
   uint64_t full[Shape::kSlots], empty[Shape::kSlots];
 
   // One thread calls it, before a barrier of the thread block.
@@ -76,30 +78,35 @@ struct SlotPosition {
   }
 };
 
-// Keys [begin, end) of a sequence, one KV head of them; tiles begin at multiples of kTileKeys.
+// Blocks [begin_block, end_block) of a sequence, one KV head of them. No row sees keys of blocks before
+// first_block >= begin_block, which need not exist.
 struct KeyRange {
-  const int32_t* table;  // the sequence's blocks
+  int seq;        // whose table leads to the blocks,
+  bool in_nodes;  // of keys in nodes the one of the node's first sequence
   int kv_head;
-  int begin, end;
+  int begin_block, first_block, end_block;
 
-  __device__ int FirstTile() const { return begin / kTileKeys; }
-  __device__ int NumTiles() const {
-    return end > begin ? CeilDiv(end, kTileKeys) - FirstTile() : 0;
-  }
+  __device__ int NumTiles() const { return CeilDiv(max(0, end_block - begin_block), 2); }
+  __device__ int FirstKey(int tile) const { return begin_block * kBlockKeys + tile * kTileKeys; }
 };
 
-// The ids of a range's blocks, 32 at a time in the lanes of a warp. Past the last block comes the last
-// again: what lies in the slots must be numbers.
+// The ids of a range's blocks, 32 at a time in the lanes of a warp. Before the first and past the last
+// block come those again: what lies in the slots must be numbers.
 struct BlockIds {
-  const int32_t* table;
-  int last, base, id = 0;
-  int lane = threadIdx.x % kWarpSize;
+  const AttentionParams& p;
+  const KeyRange& keys;
+  int base, id = 0;
 
-  __device__ BlockIds(const KeyRange& keys)
-      : table(keys.table), last((keys.end - 1) / kBlockKeys), base(keys.FirstTile() * 2) {
+  __device__ BlockIds(const AttentionParams& params, const KeyRange& range)
+      : p(params), keys(range), base(range.begin_block) {
     Load();
   }
-  __device__ void Load() { id = table[min(base + lane, last)]; }
+  __device__ void Load() {
+    const int lane = threadIdx.x % kWarpSize;
+    const int block = min(max(base + lane, keys.first_block), keys.end_block - 1);
+    const int seq = keys.in_nodes ? p.TableSeq(keys.seq, block) : keys.seq;
+    id = p.block_tables[int64_t{seq} * p.max_blocks + block];
+  }
   // All lanes call it, with blocks that ascend.
   __device__ int Get(int block) {
     if (block >= base + kWarpSize) {
@@ -113,21 +120,21 @@ struct BlockIds {
 // Copies ranges of keys into the ring by TMA, as slots become free. One warp runs it.
 template <typename Shape>
 struct CopyProducer {
+  const AttentionParams& p;
   TileShared<Shape>& shared;
   const CUtensorMap& k_map;
   const CUtensorMap& v_map;
-  int num_kv_heads;
-  SlotPosition<Shape> at;
+  SlotPosition<Shape> at = {};
 
   __device__ void Produce(const KeyRange& keys) {
     const int num_tiles = keys.NumTiles();
     if (num_tiles == 0) return;
-    BlockIds ids(keys);
+    BlockIds ids(p, keys);
     int v0 = 0, v1 = 0;
     for (int tile = 0; tile < num_tiles; ++tile) {
-      const int block = (keys.FirstTile() + tile) * 2;
-      const int k0 = ids.Get(block) * num_kv_heads + keys.kv_head;
-      const int k1 = ids.Get(block + 1) * num_kv_heads + keys.kv_head;
+      const int block = keys.begin_block + tile * 2;
+      const int k0 = ids.Get(block) * p.num_kv_heads + keys.kv_head;
+      const int k1 = ids.Get(block + 1) * p.num_kv_heads + keys.kv_head;
       CopyKeys(k0, k1);
       if (tile > 0) CopyValues(v0, v1);
       v0 = k0;
@@ -166,11 +173,9 @@ struct CopyProducer {
 // Widens an e4m3 cache to f16 on its way into the ring. A warpgroup runs it.
 template <typename Shape>
 struct WideningProducer {
+  const AttentionParams& p;
   TileShared<Shape>& shared;
-  const uint8_t* k_cache;
-  const uint8_t* v_cache;
-  int num_kv_heads;
-  SlotPosition<Shape> at;
+  SlotPosition<Shape> at = {};
 
   static constexpr int kChunks = Shape::kBlockBytes / 16 / kWarpgroupSize;  // of a block, a thread
   static constexpr int kRowChunks = Shape::kHeadDim / 16;                   // of a key
@@ -178,13 +183,14 @@ struct WideningProducer {
   __device__ void Produce(const KeyRange& keys) {
     const int num_tiles = keys.NumTiles();
     if (num_tiles == 0) return;
-    BlockIds ids(keys);
+    BlockIds ids(p, keys);
+    const auto* k_cache = static_cast<const uint8_t*>(p.k_cache);
+    const auto* v_cache = static_cast<const uint8_t*>(p.v_cache);
     int64_t v0 = 0, v1 = 0;
     for (int tile = 0; tile < num_tiles; ++tile) {
-      const int block = (keys.FirstTile() + tile) * 2;
-      const int64_t k0 = (int64_t{ids.Get(block)} * num_kv_heads + keys.kv_head) * Shape::kBlockBytes;
-      const int64_t k1 =
-          (int64_t{ids.Get(block + 1)} * num_kv_heads + keys.kv_head) * Shape::kBlockBytes;
+      const int block = keys.begin_block + tile * 2;
+      const int64_t k0 = BlockAt(ids.Get(block), keys.kv_head);
+      const int64_t k1 = BlockAt(ids.Get(block + 1), keys.kv_head);
       WidenTile<true>(k_cache + k0, k_cache + k1);
       if (tile > 0) WidenTile<false>(v_cache + v0, v_cache + v1);
       v0 = k0;
@@ -194,6 +200,10 @@ struct WideningProducer {
   }
 
  private:
+  __device__ int64_t BlockAt(int block, int kv_head) const {
+    return (int64_t{block} * p.num_kv_heads + kv_head) * Shape::kBlockBytes;
+  }
+
   template <bool kIsKeys>
   __device__ void WidenTile(const uint8_t* block0, const uint8_t* block1) {
     const int thread = threadIdx.x % kWarpgroupSize;
@@ -246,6 +256,30 @@ struct WideningProducer {
   }
 };
 
+// The producer warpgroup's part: the ranges of which next(range) tells, in turn, until it returns false.
+template <typename Shape, typename Next>
+__device__ void Produce(const AttentionParams& p, TileShared<Shape>& shared,
+                        const CUtensorMap& k_map, const CUtensorMap& v_map, Next next) {
+  KeyRange keys;
+  if constexpr (Shape::kWidens) {
+    WideningProducer<Shape> producer{p, shared};
+    while (next(keys)) producer.Produce(keys);
+  } else if (threadIdx.x / kWarpSize % 4 == 0) {
+    CopyProducer<Shape> producer{p, shared, k_map, v_map};
+    while (next(keys)) producer.Produce(keys);
+  }
+}
+
+// Registers go from the producer warpgroup to the consumers, which hold scores, sums and weights.
+template <typename Shape>
+__device__ void LendRegisters() {
+  ShrinkRegisters<Shape::kWidens ? 56 : 40>();
+}
+template <typename Shape>
+__device__ void BorrowRegisters() {
+  GrowRegisters<Shape::kWidens ? 224 : 232>();
+}
+
 // Four weights in e4m3, the first in the lowest byte.
 __device__ inline uint32_t PackE4M3(float a, float b, float c, float d) {
   uint32_t word;
@@ -261,18 +295,20 @@ __device__ inline uint32_t PackE4M3(float a, float b, float c, float d) {
 // One consumer warpgroup's rows. Its threads hold rows 16 warp + lane / 4 + 8 h.
 //   kTwoLevel   the tensor core's sums of a tile are added to f32 ones: it keeps about 14 bits of
 //               e4m3 products
-//   kTakeTurns  warpgroups issue their products one after the other, so that one's exponentials meet
-//               the other's products. REQUIRES: two of them, which take in the same ranges.
-template <typename Shape, bool kTwoLevel, bool kTakeTurns>
+template <typename Shape, bool kTwoLevel>
 struct TileConsumer {
   using Element = typename Shape::Element;
   static constexpr int kHeadDim = Shape::kHeadDim;
   static constexpr int kScores = kTileKeys / 2, kOutputs = kHeadDim / 2;  // of a thread
-  // Weights up to 2^kRaise: e4m3 has its full precision from 2^-6 on. A part's m is lower by it.
+  static constexpr int kTurnBarrier = 4;  // the first of two; warpgroups have 1 to 3
+  // Weights up to 2^kRaise: e4m3 has its full precision from 2^-6 on. MaxOf is lower by it.
   static constexpr float kRaise = Shape::kE4M3 ? 8 : 0;
 
   TileShared<Shape>& shared;
-  SlotPosition<Shape> at;
+  SlotPosition<Shape> at = {};
+  // Two warpgroups that attend to the same ranges issue their products one after the other, so that
+  // one's exponentials meet the other's products.
+  bool takes_turns = true;
   int warpgroup = threadIdx.x / kWarpgroupSize;
   int lane = threadIdx.x % kWarpSize;
   float m[2], l[2];   // m of unscaled scores; l of this thread's columns
@@ -282,11 +318,15 @@ struct TileConsumer {
   __device__ int Row(int h) const {
     return warpgroup * kGroupRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + lane / 4 + 8 * h;
   }
+  // Before the first range.
+  __device__ void BeginTurns() const {
+    if (warpgroup == 1) ArriveThreads(kTurnBarrier, 2 * kWarpgroupSize);
+  }
   __device__ void SyncGroup() const { SyncThreads(1 + warpgroup, kWarpgroupSize); }
 
-  // Puts the warpgroup's rows into shared memory; query(row) is its address, row below num_rows.
+  // Puts the warpgroup's rows into shared memory; query(row) is its address, nullptr for zeros.
   template <typename Query>
-  __device__ void LoadQueries(int num_rows, float score_scale, Query query) {
+  __device__ void LoadQueries(float score_scale, Query query) {
     constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
     const int thread = threadIdx.x % kWarpgroupSize;
     const int first = thread / kRowChunks, chunk = thread % kRowChunks;
@@ -294,9 +334,10 @@ struct TileConsumer {
     SyncGroup();  // the last range's products have read theirs
 #pragma unroll
     for (int i = 0; i < kGroupRows; i += kRowsAtOnce) {
-      const int row = i + first, tile_row = warpgroup * kGroupRows + row;
+      const int row = i + first;
+      const BF16* from = query(warpgroup * kGroupRows + row);
       uint4 q = {0, 0, 0, 0};
-      if (tile_row < num_rows) q = __ldg(reinterpret_cast<const uint4*>(query(tile_row)) + chunk);
+      if (from != nullptr) q = __ldg(reinterpret_cast<const uint4*>(from) + chunk);
       if constexpr (Shape::kE4M3) {
         StoreQuantised(to, row, chunk, q);
       } else {
@@ -314,6 +355,15 @@ struct TileConsumer {
     }
   }
 
+  // Lets a range pass by.
+  __device__ void Skip(const KeyRange& keys) {
+    for (int i = keys.NumTiles() * 2; i > 0; --i) {
+      Wait(&shared.full[at.slot], at.phase);
+      Release(at.slot);
+      at.Advance();
+    }
+  }
+
   // Attends to the range. see(h) is the range of keys {begin, end} that row Row(h) sees; all rows of
   // the warpgroup see keys [all_begin, all_end).
   template <typename See>
@@ -325,23 +375,16 @@ struct TileConsumer {
     const int num_tiles = keys.NumTiles();
     if (num_tiles == 0) return;
     const auto mask = [&](float (&s)[kScores], int tile) {
-      const int key = (keys.FirstTile() + tile) * kTileKeys;
+      const int key = keys.FirstKey(tile);
       if (key >= all_begin && key + kTileKeys <= all_end) return;
       Mask(s, key, see);
     };
-    float s[kScores], rescale[2], part[kTwoLevel ? kOutputs : 1];
+    float s[kScores], part[kOutputs], rescale[2];  // part: with two levels
     uint32_t weights[Shape::kWeightWords];
-    float(&sums)[kOutputs] = [&]() -> auto& {
-      if constexpr (kTwoLevel) {
-        return part;
-      } else {
-        return o;
-      }
-    }();
 #pragma unroll
     for (int i = 0; i < kScores; ++i) s[i] = 0;
 #pragma unroll
-    for (int i = 0; i < (kTwoLevel ? kOutputs : 0); ++i) part[i] = 0;
+    for (int i = 0; i < kOutputs; ++i) part[i] = 0;
 
     TakeTurn();
     Wait(&shared.full[at.slot], at.phase);
@@ -366,7 +409,8 @@ struct TileConsumer {
       WgmmaCommit();
       at.Advance();
       Wait(&shared.full[at.slot], at.phase);
-      AddWeighted(sums, weights);
+      WgmmaFence();
+      AddWeighted(kTwoLevel ? part : o, weights);
       WgmmaCommit();
       EndTurn();
       WgmmaWait<1>();
@@ -376,7 +420,7 @@ struct TileConsumer {
       mask(s, tile);
       Weigh(s, next_rescale);
       WgmmaWait<0>();
-      PinRegisters(sums);
+      PinRegisters(kTwoLevel ? part : o);
       Release(at.slot);
       at.Advance();
       if constexpr (kTwoLevel) {
@@ -391,10 +435,10 @@ struct TileConsumer {
     }
     Wait(&shared.full[at.slot], at.phase);
     WgmmaFence();
-    AddWeighted(sums, weights);
+    AddWeighted(kTwoLevel ? part : o, weights);
     WgmmaCommit();
     WgmmaWait<0>();
-    PinRegisters(sums);
+    PinRegisters(kTwoLevel ? part : o);
     Release(at.slot);
     at.Advance();
     if constexpr (kTwoLevel) Flush(part, rescale);
@@ -407,13 +451,22 @@ struct TileConsumer {
     return sum + __shfl_xor_sync(kFullWarp, sum, 2);
   }
   __device__ float MaxOf(int h) const { return m[h] * scale[h] - kRaise; }
+  // The largest x of any thread of the warpgroup.
+  __device__ int MaxOfGroup(int x) const {
+    SyncGroup();
+    x = WarpReduce(x, Max{});
+    int* const maxima = shared.maxima[warpgroup];
+    if (lane == 0) maxima[threadIdx.x / kWarpSize % 4] = x;
+    SyncGroup();
+    return max(max(maxima[0], maxima[1]), max(maxima[2], maxima[3]));
+  }
 
  private:
   __device__ void TakeTurn() const {
-    if constexpr (kTakeTurns) SyncThreads(8 + warpgroup, 2 * kWarpgroupSize);
+    if (takes_turns) SyncThreads(kTurnBarrier + warpgroup, 2 * kWarpgroupSize);
   }
   __device__ void EndTurn() const {
-    if constexpr (kTakeTurns) ArriveThreads(8 + (warpgroup ^ 1), 2 * kWarpgroupSize);
+    if (takes_turns) ArriveThreads(kTurnBarrier + (warpgroup ^ 1), 2 * kWarpgroupSize);
   }
   __device__ void Release(int slot) const {
     if (lane == 0) Arrive(&shared.empty[slot]);
@@ -542,5 +595,35 @@ struct TileConsumer {
     for (int i = 0; i < kOutputs; ++i) o[i] = o[i] * rescale[i / 2 % 2] + part[i];
   }
 };
+
+// Boxes are blocks of one KV head, or panels of them. As many rows as the largest cache could have: a box
+// is read only where a block is.
+inline constexpr int64_t kManyRows = int64_t{1} << 31;
+
+template <typename Shape>
+CUtensorMap KeyMap(const AttentionParams& p) {
+  constexpr int kRowBytes = Shape::kHeadDim * sizeof(typename Shape::Cache);
+  return MakeBoxMap(p.k_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
+}
+template <typename Shape>
+CUtensorMap ValueMap(const AttentionParams& p) {
+  constexpr int kRowBytes = Shape::kHeadDim * sizeof(typename Shape::Cache);
+  if constexpr (sizeof(typename Shape::Cache) == 1) {
+    return MakeBoxMap(p.v_cache, kManyRows, kBlockKeys, kBlockKeys, Shape::kHeadDim);
+  } else {
+    return MakeBoxMap(p.v_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
+  }
+}
+
+// Lets a kernel have so much shared memory, once.
+template <auto kKernel, int kBytes>
+void AllowSharedMemory() {
+  static_assert(kBytes <= kMaxTileShared);
+  static const bool allowed = [] {
+    CUDA_CHECK(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    return true;
+  }();
+  (void)allowed;
+}
 
 }  // namespace bough::cuda

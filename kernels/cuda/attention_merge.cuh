@@ -67,8 +67,10 @@ __device__ inline void MergeUnit(const AttentionParams& p, const WorkPlan& plan,
   for (int i = thread; i < heads * columns; i += num_threads) {
     const int head = i / columns, column = i % columns * 4;
     MergedState state;
-    for (int e = 0; e < 5 && unit.entries[e] >= 0; ++e) {
-      const UnitParts parts(plan, unit.entries[e], unit_idx, kv_head, heads);
+#pragma unroll
+    for (int entry : unit.entries) {
+      if (entry < 0) continue;
+      const UnitParts parts(plan, entry, unit_idx, kv_head, heads);
       for (int part = 0; part < parts.count; part += kBatch) {
         float2 ml[kBatch];
         float4 o[kBatch];
@@ -97,19 +99,20 @@ struct FinishMemory {
 // Ends a part whose rows this thread block has written to the part's slot: counts it for its units
 // and merges those that are complete. Called by the num_threads threads that wrote the rows, a
 // multiple of 32; sync() is a barrier among them. `memory` must be free for it, and is afterwards at
-// the next sync().
-template <typename Sync>
+// the next sync(). unit_of(i) is the part's i-th unit; only token and num_blocks are read.
+template <typename UnitOf, typename Sync>
 __device__ void FinishPart(const AttentionParams& p, const WorkPlan& plan, const WorkPart& part,
-                           FinishMemory& memory, int thread, int num_threads, Sync sync) {
+                           FinishMemory& memory, int thread, int num_threads, UnitOf unit_of,
+                           Sync sync) {
   const int weight = max(1, part.block_end - part.block_begin);
   __threadfence();
   sync();
   for (int i = thread; i < part.entry.num_units; i += num_threads) {
-    const int unit_idx = part.entry.first_unit + i;
+    const auto unit = unit_of(i);
     bool last = false;
-    if (plan.units[unit_idx].token >= 0) {
-      int* counter = plan.counters + part.kv_head * plan.max_units + unit_idx;
-      last = atomicAdd(counter, weight) + weight == plan.units[unit_idx].num_blocks;
+    if (unit.token >= 0) {
+      int* counter = plan.counters + part.kv_head * plan.max_units + part.entry.first_unit + i;
+      last = atomicAdd(counter, weight) + weight == unit.num_blocks;
       if (last) *counter = 0;  // for the next launch
     }
     memory.last[i] = last;

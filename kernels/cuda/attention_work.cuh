@@ -37,7 +37,8 @@ struct alignas(16) WorkEntry {
   int32_t key_begin,
       key_end;  // begins with the first key that any row sees; ends with the node or sequence
   int32_t cost_begin;  // of the entries before, of one KV head
-  int32_t block_cost;
+  int16_t block_cost;
+  int16_t is_own;  // a sequence's own keys: its units' positions are the last ones before key_end
   int32_t row_begin;  // rows of the entries before
 
   __device__ int FirstBlock() const { return key_begin / kBlockKeys; }
@@ -53,7 +54,7 @@ struct alignas(16) WorkUnit {
   int32_t position;  // of its query in the sequence
   int32_t
       num_blocks;  // of all its entries, each counting at least 1: when they are done it is complete
-  int32_t entries[5];  // in the order of keys: 2 index + kind; -1 behind the last
+  int32_t entries[kMaxForestDepth + 1];  // in the order of keys: 2 index + kind, -1: none
 };
 
 struct alignas(16) WorkList {

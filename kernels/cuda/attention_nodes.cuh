@@ -72,8 +72,10 @@ __device__ void ConsumePart(const AttentionParams& p, const WorkPlan& plan, cons
       }
     }
   }
-  FinishPart(p, plan, part, finish, threadIdx.x, 2 * kWarpgroupSize,
-             [] { SyncThreads(3, 2 * kWarpgroupSize); });
+  FinishPart(
+      p, plan, part, finish, threadIdx.x, 2 * kWarpgroupSize,
+      [&](int i) -> const WorkUnit& { return plan.units[part.entry.first_unit + i]; },
+      [] { SyncThreads(3, 2 * kWarpgroupSize); });
 }
 
 template <typename Shape, bool kTwoLevel>

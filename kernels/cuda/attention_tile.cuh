@@ -224,7 +224,7 @@ struct WideningProducer {
         StoreValue(i / kChunks, chunk, raw[i / kChunks][i % kChunks]);
       }
     }
-    FenceSharedForAsync();
+    FenceAsyncProxy();
     Arrive(&shared.full[at.slot]);
     at.Advance();
   }
@@ -346,7 +346,7 @@ struct TileConsumer {
                                   (chunk % 8 ^ row % 8) * 16) = ConvertPairs<Element>(q);
       }
     }
-    FenceSharedForAsync();
+    FenceAsyncProxy();
     SyncGroup();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -603,15 +603,15 @@ inline constexpr int64_t kManyRows = int64_t{1} << 31;
 template <typename Shape>
 CUtensorMap KeyMap(const AttentionParams& p) {
   constexpr int kRowBytes = Shape::kHeadDim * sizeof(typename Shape::Cache);
-  return MakeBoxMap(p.k_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
+  return MakeTensorMap(p.k_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
 }
 template <typename Shape>
 CUtensorMap ValueMap(const AttentionParams& p) {
   constexpr int kRowBytes = Shape::kHeadDim * sizeof(typename Shape::Cache);
   if constexpr (sizeof(typename Shape::Cache) == 1) {
-    return MakeBoxMap(p.v_cache, kManyRows, kBlockKeys, kBlockKeys, Shape::kHeadDim);
+    return MakeTensorMap(p.v_cache, kManyRows, kBlockKeys, kBlockKeys, Shape::kHeadDim);
   } else {
-    return MakeBoxMap(p.v_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
+    return MakeTensorMap(p.v_cache, kManyRows, kRowBytes, std::min(kRowBytes, 128), kBlockKeys);
   }
 }
 

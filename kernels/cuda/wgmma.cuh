@@ -30,11 +30,6 @@ __device__ inline uint64_t ColumnsDescriptor(const void* matrix) {
   return kSwizzle128 | kEightRows | kNextPanel | ((SharedAddress(matrix) & 0x3ffff) >> 4);
 }
 
-// Ordinary stores of this thread to shared memory, before tensor cores or the copy engine read them.
-__device__ inline void FenceSharedForAsync() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // Arrival at a barrier on which others sync.
 __device__ inline void ArriveThreads(int id, int num_threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");

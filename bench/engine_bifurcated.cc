@@ -43,8 +43,8 @@ class Samples {
   int context_blocks() const { return context_ / kBlockSize; }
   int num_blocks() const { return context_blocks() + kPrivateBlocks * num_samples_; }
 
-  // The next `num_tokens` of the context as a prefill. The last one also fills the samples' blocks
-  // with copies of blocks that are there by then.
+  // `num_tokens` of the context from `begin` on, as a prefill. The last one also fills the samples'
+  // blocks with copies of blocks that are there by then.
   Batch Prefill(int begin, int num_tokens) {
     Batch batch;
     batch.cu_seqlens_q = {0, num_tokens};
@@ -58,6 +58,7 @@ class Samples {
     }
     batch.group_start = {0};
     if (begin + num_tokens == context_) {
+      CHECK_GE(begin, kBlockSize);
       for (int b = context_blocks(); b < num_blocks(); ++b) {
         batch.copy_src.push_back(static_cast<int32_t>(random_() % (begin / kBlockSize)));
         batch.copy_dst.push_back(b);
@@ -192,8 +193,11 @@ class Table {
 
   void PrefillContext(Samples* samples) {
     const absl::Time start = MonotonicNow();
+    const int last = samples->context() - kBlockSize;  // where the last chunk begins
     for (int begin = 0; begin < samples->context();) {
-      const int chunk = std::min(options_.model.max_num_batched_tokens, samples->context() - begin);
+      const int chunk = begin == last
+                            ? kBlockSize
+                            : std::min(options_.model.max_num_batched_tokens, last - begin);
       runner_->Launch(samples->Prefill(begin, chunk));
       runner_->Wait();
       begin += chunk;

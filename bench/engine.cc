@@ -52,6 +52,7 @@ ABSL_FLAG(int, ep_size, 1, "as bough-worker's");
 ABSL_FLAG(int, max_num_batched_tokens, 0, "as bough-worker's; 0 = 2048, on a GPU 8192");
 ABSL_FLAG(int, max_num_seqs, 0, "as bough-worker's; 0 = 256, on a GPU 512 or 2048 (bifurcated)");
 ABSL_FLAG(int, max_model_len, 0, "as bough-worker's");
+ABSL_FLAG(bool, enable_fp8_attention, false, "as bough-worker's");
 ABSL_FLAG(bool, enforce_eager, false, "no CUDA graphs");
 ABSL_FLAG(int, threads, 0, "threads of the CPU's kernels per rank; 0 = cores / ranks");
 ABSL_FLAG(int, context, 0, "tokens before a decode step; 0 = 64, on a GPU 1024");
@@ -83,6 +84,7 @@ ModelRunnerOptions RunnerOptions() {
   options.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   if (options.max_num_seqs == 0) options.max_num_seqs = is_bifurcated ? 2048 : is_cuda ? 512 : 256;
   options.max_model_len = absl::GetFlag(FLAGS_max_model_len);
+  options.enable_fp8_attention = absl::GetFlag(FLAGS_enable_fp8_attention);
   options.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
   return options;
 }

@@ -15,6 +15,7 @@
 #include "common/check.h"
 #include "worker/clock.h"
 #include "worker/model/device.h"
+#include "worker/prefix_forest.h"
 
 namespace bough {
 namespace {
@@ -56,7 +57,7 @@ class Samples {
       batch.positions.push_back(t);
       batch.slot_mapping.push_back(t);
     }
-    batch.group_start = {0};
+    batch.own_begin = {0};
     if (begin + num_tokens == context_) {
       CHECK_GE(begin, kBlockSize);
       for (int b = context_blocks(); b < num_blocks(); ++b) {
@@ -98,12 +99,23 @@ class Samples {
       row.position = num_private;
       batch.samples.push_back(row);
     }
-    batch.group_start = {0, cell.num_samples};
-    batch.prefix_len = {cell.num_samples > 1 ? cell.context : 0};
+    AddForest(&batch);
     return batch;
   }
 
  private:
+  // As the engine finds it, from the block tables.
+  static void AddForest(Batch* batch) {
+    std::vector<DecodeRow> rows;
+    for (int s = 0; s < batch->num_seqs(); ++s) {
+      rows.push_back({{&batch->block_tables[s * batch->max_blocks], size_t(batch->max_blocks)},
+                      batch->seqlens_kv[s]});
+    }
+    PrefixForest forest = BuildPrefixForest(rows);
+    CHECK(std::is_sorted(forest.order.begin(), forest.order.end())) << "rows stay where they are";
+    batch->nodes = std::move(forest.nodes);
+    batch->own_begin = std::move(forest.own_begin);
+  }
   int32_t RandomToken() { return static_cast<int32_t>(3 + random_() % (vocab_size_ - 3)); }
 
   const int vocab_size_;
@@ -115,8 +127,9 @@ class Table {
  public:
   Table(const BifurcatedBenchOptions& options, MpiGroup* group) : options_(options) {
     const ModelRunnerOptions& model = options.model;
-    results_.scenario = absl::StrFormat("bifurcated %s %s kv=%s", model.model_dir,
-                                        model.quantization, model.kv_cache_dtype);
+    results_.scenario =
+        absl::StrFormat("bifurcated %s %s kv=%s%s", model.model_dir, model.quantization,
+                        model.kv_cache_dtype, model.enable_fp8_attention ? " fp8 attention" : "");
     results_.command = options.command;
     results_.git = options.git;
     {

@@ -38,10 +38,12 @@ __device__ void ConsumePart(const AttentionParams& p, const WorkPlan& plan, cons
   if (one_group && consumer.warpgroup > 0) {
     consumer.Skip(keys);
   } else {
-    consumer.LoadQueries(p.ScoreScale(part.kv_head), [&](int row) -> const BF16* {
+    typename Consumer::Queries queries;
+    consumer.Fetch(queries, [&](int row) -> const BF16* {
       const int token = row < num_rows ? unit(row).token : -1;
       return token >= 0 ? p.Query(token, part.kv_head * heads + row % heads) : nullptr;
     });
+    consumer.Store(queries, p.ScoreScale(part.kv_head));
     int2 seen[2];
     int all_begin = keys.begin_block * kBlockKeys;
 #pragma unroll
@@ -115,10 +117,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 }
 
 template <typename Shape, bool kTwoLevel = Shape::kE4M3>
-void LaunchNodes(const AttentionParams& p, const WorkPlan& plan, int grid, Stream stream) {
+void LaunchNodes(const AttentionParams& p, const WorkPlan& plan, Stream stream) {
   constexpr auto kKernel = NodesKernel<Shape, kTwoLevel>;
   AllowSharedMemory<kKernel, sizeof(NodesShared<Shape>)>();
-  Launch(kKernel, dim3(grid), Shape::kThreads, sizeof(NodesShared<Shape>), stream,
+  Launch(kKernel, dim3(TileAttentionGrid(p)), Shape::kThreads, sizeof(NodesShared<Shape>), stream,
          KeyMap<Shape>(p), ValueMap<Shape>(p), p, plan);
 }
 

@@ -9,8 +9,10 @@ namespace bough::cuda {
 
 inline constexpr int kPrefillRows = 128;  // (query, head) pairs of a tile
 
-struct PrefillItem {
-  int32_t seq, first_row;
+// (Query, head) pairs [first_row, first_row + num_rows) of one sequence, of each KV head.
+struct alignas(16) PrefillItem {
+  int32_t seq, first_row, num_rows;
+  int32_t first_token, first_position;  // of the sequence's first query
 };
 
 // In device memory.

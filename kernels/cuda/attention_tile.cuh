@@ -47,34 +47,61 @@ struct TileShape {
   static_assert(kSlots >= 4, "two tiles' keys and values");
 };
 
-template <typename Shape>
+// What the producer tells the consumers of the ranges that they take in, some ahead.
+template <typename Item>
+struct ItemRing {
+  static constexpr int kItems = 3;  // one in work, one whose queries come, one more
+  Item items[kItems];
+  bool is_end[kItems];
+  uint64_t full[kItems], empty[kItems];
+};
+
+template <typename Shape, typename Item>
 struct TileShared {
   alignas(1024) uint8_t queries[Shape::kConsumers][Shape::kQueryBytes];
   alignas(1024) uint8_t slots[Shape::kSlots][Shape::kSlotBytes];
   float q_scale[Shape::kConsumers][kGroupRows];  // of e4m3 queries
-  int maxima[Shape::kConsumers][4];
   uint64_t full[Shape::kSlots], empty[Shape::kSlots];
+  ItemRing<Item> ring;
 
   // One thread calls it, before a barrier of the thread block.
   __device__ void Init() {
+    constexpr int kConsumerWarps = Shape::kConsumers * kWarpgroupSize / kWarpSize;
     for (int i = 0; i < Shape::kSlots; ++i) {
       InitBarrier(&full[i], Shape::kWidens ? kWarpgroupSize : 1);
-      InitBarrier(&empty[i], Shape::kConsumers * kWarpgroupSize / kWarpSize);
+      InitBarrier(&empty[i], kConsumerWarps);
+    }
+    for (int i = 0; i < ItemRing<Item>::kItems; ++i) {
+      InitBarrier(&ring.full[i], 1);
+      InitBarrier(&ring.empty[i], kConsumerWarps);
     }
     FenceBarrierInit();
   }
 };
 
-// A slot of the ring and the parity of its barriers' phase. Keys of tile j + 1 come before values of
+// A slot of a ring and the parity of its barriers' phase. Keys of tile j + 1 come before values of
 // tile j, as they are wanted.
-template <typename Shape>
-struct SlotPosition {
+template <int kSlots>
+struct RingPosition {
   int slot = 0;
   uint32_t phase = 0;
   __device__ void Advance() {
-    if (++slot < Shape::kSlots) return;
+    if (++slot < kSlots) return;
     slot = 0;
     phase ^= 1;
+  }
+};
+
+// Rows are (unit, head) pairs, heads innermost; units are a KV head's queries.
+struct HeadDivider {
+  int heads;
+  uint32_t factor;  // 2^32 / heads, rounded up
+
+  __device__ explicit HeadDivider(int heads_per_kv)
+      : heads(heads_per_kv), factor(0xffffffffu / heads_per_kv + 1) {}
+  // REQUIRES: row * heads < 2^32.
+  __device__ int Unit(int row) const {
+    return heads == 1 ? row : static_cast<int>(__umulhi(row, factor));
   }
 };
 
@@ -118,13 +145,13 @@ struct BlockIds {
 };
 
 // Copies ranges of keys into the ring by TMA, as slots become free. One warp runs it.
-template <typename Shape>
+template <typename Shape, typename Shared>
 struct CopyProducer {
   const AttentionParams& p;
-  TileShared<Shape>& shared;
+  Shared& shared;
   const CUtensorMap& k_map;
   const CUtensorMap& v_map;
-  SlotPosition<Shape> at = {};
+  RingPosition<Shape::kSlots> at = {};
 
   __device__ void Produce(const KeyRange& keys) {
     const int num_tiles = keys.NumTiles();
@@ -171,11 +198,11 @@ struct CopyProducer {
 };
 
 // Widens an e4m3 cache to f16 on its way into the ring. A warpgroup runs it.
-template <typename Shape>
+template <typename Shape, typename Shared>
 struct WideningProducer {
   const AttentionParams& p;
-  TileShared<Shape>& shared;
-  SlotPosition<Shape> at = {};
+  Shared& shared;
+  RingPosition<Shape::kSlots> at = {};
 
   static constexpr int kChunks = Shape::kBlockBytes / 16 / kWarpgroupSize;  // of a block, a thread
   static constexpr int kRowChunks = Shape::kHeadDim / 16;                   // of a key
@@ -256,19 +283,53 @@ struct WideningProducer {
   }
 };
 
-// The producer warpgroup's part: the ranges of which next(range) tells, in turn, until it returns false.
-template <typename Shape, typename Next>
-__device__ void Produce(const AttentionParams& p, TileShared<Shape>& shared,
+// The producer warpgroup's part: the items that next(item) gives until it returns false, and their
+// keys.
+template <typename Shape, typename Item, typename Next>
+__device__ void Produce(const AttentionParams& p, TileShared<Shape, Item>& shared,
                         const CUtensorMap& k_map, const CUtensorMap& v_map, Next next) {
-  KeyRange keys;
+  using Shared = TileShared<Shape, Item>;
+  ItemRing<Item>& ring = shared.ring;
+  RingPosition<ItemRing<Item>::kItems> at;
+  const bool tells = threadIdx.x % kWarpgroupSize == 0;
+  const auto produce = [&](auto producer) {
+    Item item;
+    for (bool found = true; found; at.Advance()) {
+      found = next(item);
+      if (tells) {
+        Wait(&ring.empty[at.slot], at.phase ^ 1);
+        ring.items[at.slot] = item;
+        ring.is_end[at.slot] = !found;
+        Arrive(&ring.full[at.slot]);
+      }
+      __syncwarp();
+      if (found) producer.Produce(item.keys);
+    }
+  };
   if constexpr (Shape::kWidens) {
-    WideningProducer<Shape> producer{p, shared};
-    while (next(keys)) producer.Produce(keys);
+    produce(WideningProducer<Shape, Shared>{p, shared});
   } else if (threadIdx.x / kWarpSize % 4 == 0) {
-    CopyProducer<Shape> producer{p, shared, k_map, v_map};
-    while (next(keys)) producer.Produce(keys);
+    produce(CopyProducer<Shape, Shared>{p, shared, k_map, v_map});
   }
 }
+
+// A consumer warpgroup's view of the items.
+template <typename Item>
+struct ItemReader {
+  ItemRing<Item>& ring;
+  RingPosition<ItemRing<Item>::kItems> at = {};
+
+  // The next item, nullptr after the last; to be given back by its slot.
+  __device__ const Item* Next(int& slot) {
+    Wait(&ring.full[at.slot], at.phase);
+    slot = at.slot;
+    at.Advance();
+    return ring.is_end[slot] ? nullptr : &ring.items[slot];
+  }
+  __device__ void GiveBack(int slot) const {
+    if (threadIdx.x % kWarpSize == 0) Arrive(&ring.empty[slot]);
+  }
+};
 
 // Registers go from the producer warpgroup to the consumers, which hold scores, sums and weights.
 template <typename Shape>
@@ -295,7 +356,7 @@ __device__ inline uint32_t PackE4M3(float a, float b, float c, float d) {
 // One consumer warpgroup's rows. Its threads hold rows 16 warp + lane / 4 + 8 h.
 //   kTwoLevel   the tensor core's sums of a tile are added to f32 ones: it keeps about 14 bits of
 //               e4m3 products
-template <typename Shape, bool kTwoLevel>
+template <typename Shape, typename Shared, bool kTwoLevel>
 struct TileConsumer {
   using Element = typename Shape::Element;
   static constexpr int kHeadDim = Shape::kHeadDim;
@@ -304,8 +365,8 @@ struct TileConsumer {
   // Weights up to 2^kRaise: e4m3 has its full precision from 2^-6 on. MaxOf is lower by it.
   static constexpr float kRaise = Shape::kE4M3 ? 8 : 0;
 
-  TileShared<Shape>& shared;
-  SlotPosition<Shape> at = {};
+  Shared& shared;
+  RingPosition<Shape::kSlots> at = {};
   // Two warpgroups that attend to the same ranges issue their products one after the other, so that
   // one's exponentials meet the other's products.
   bool takes_turns = true;
@@ -324,26 +385,43 @@ struct TileConsumer {
   }
   __device__ void SyncGroup() const { SyncThreads(1 + warpgroup, kWarpgroupSize); }
 
-  // Puts the warpgroup's rows into shared memory; query(row) is its address, nullptr for zeros.
+  // This thread's share of the warpgroup's queries, on their way from global to shared memory.
+  struct Queries {
+    static constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
+    uint4 chunks[kGroupRows / kRowsAtOnce];
+  };
+
+  // query(row) is a row's address, nullptr for zeros.
   template <typename Query>
-  __device__ void LoadQueries(float score_scale, Query query) {
-    constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
+  __device__ void Fetch(Queries& queries, Query query) const {
     const int thread = threadIdx.x % kWarpgroupSize;
-    const int first = thread / kRowChunks, chunk = thread % kRowChunks;
+    const int first = warpgroup * kGroupRows + thread / Queries::kRowChunks;
+#pragma unroll
+    for (int i = 0; i < kGroupRows / Queries::kRowsAtOnce; ++i) {
+      const BF16* from = query(first + i * Queries::kRowsAtOnce);
+      queries.chunks[i] = {0, 0, 0, 0};
+      if (from != nullptr) {
+        queries.chunks[i] =
+            __ldg(reinterpret_cast<const uint4*>(from) + thread % Queries::kRowChunks);
+      }
+    }
+  }
+
+  // Begins a range: its queries into shared memory.
+  __device__ void Store(const Queries& queries, float score_scale) {
+    const int thread = threadIdx.x % kWarpgroupSize;
+    const int first = thread / Queries::kRowChunks, chunk = thread % Queries::kRowChunks;
     uint8_t* const to = shared.queries[warpgroup];
     SyncGroup();  // the last range's products have read theirs
 #pragma unroll
-    for (int i = 0; i < kGroupRows; i += kRowsAtOnce) {
-      const int row = i + first;
-      const BF16* from = query(warpgroup * kGroupRows + row);
-      uint4 q = {0, 0, 0, 0};
-      if (from != nullptr) q = __ldg(reinterpret_cast<const uint4*>(from) + chunk);
+    for (int i = 0; i < kGroupRows / Queries::kRowsAtOnce; ++i) {
+      const int row = first + i * Queries::kRowsAtOnce;
       if constexpr (Shape::kE4M3) {
-        StoreQuantised(to, row, chunk, q);
+        StoreQuantised(to, row, chunk, queries.chunks[i]);
       } else {
-        const int panel = chunk / 8;
-        *reinterpret_cast<uint4*>(to + panel * (kGroupRows * 128) + row * 128 +
-                                  (chunk % 8 ^ row % 8) * 16) = ConvertPairs<Element>(q);
+        *reinterpret_cast<uint4*>(to + chunk / 8 * (kGroupRows * 128) + row * 128 +
+                                  (chunk % 8 ^ row % 8) * 16) =
+            ConvertPairs<Element>(queries.chunks[i]);
       }
     }
     FenceAsyncProxy();
@@ -419,6 +497,8 @@ struct TileConsumer {
       float next_rescale[2];
       mask(s, tile);
       Weigh(s, next_rescale);
+      // Never true: without a branch that needs the weights the compiler waits before it makes them.
+      if (l[0] + l[1] < 0) asm volatile("nanosleep.u32 0;");
       WgmmaWait<0>();
       PinRegisters(kTwoLevel ? part : o);
       Release(at.slot);
@@ -451,15 +531,6 @@ struct TileConsumer {
     return sum + __shfl_xor_sync(kFullWarp, sum, 2);
   }
   __device__ float MaxOf(int h) const { return m[h] * scale[h] - kRaise; }
-  // The largest x of any thread of the warpgroup.
-  __device__ int MaxOfGroup(int x) const {
-    SyncGroup();
-    x = WarpReduce(x, Max{});
-    int* const maxima = shared.maxima[warpgroup];
-    if (lane == 0) maxima[threadIdx.x / kWarpSize % 4] = x;
-    SyncGroup();
-    return max(max(maxima[0], maxima[1]), max(maxima[2], maxima[3]));
-  }
 
  private:
   __device__ void TakeTurn() const {
@@ -550,31 +621,38 @@ struct TileConsumer {
   // one are to be multiplied with. A row may not have seen any key yet: its m stays -inf, its weights
   // are 0.
   __device__ void Weigh(float (&s)[kScores], float (&rescale)[2]) {
+    // Of row h, two chains each: s[4 j + 2 h + c] for even and for odd j.
+    float max[4] = {m[0], s[4], m[1], s[6]}, sum[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      float& x = max[i / 2 % 2 * 2 + i / 4 % 2];
+      x = fmaxf(x, fmaxf(s[i], s[i + 1]));
+    }
+    float shift[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) max[h] = fmaxf(max[2 * h], max[2 * h + 1]);
+#pragma unroll
+    for (int lanes = 1; lanes <= 2; lanes *= 2) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        max[h] = fmaxf(max[h], __shfl_xor_sync(kFullWarp, max[h], lanes));
+      }
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float max = m[h];
-#pragma unroll
-      for (int j = 0; j < kScores / 4; ++j) {
-        max = fmaxf(max, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-      }
-      max = fmaxf(max, __shfl_xor_sync(kFullWarp, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(kFullWarp, max, 2));
-      const float top = max == -INFINITY ? 0 : max * scale[h];
+      const float top = max[h] == -INFINITY ? 0 : max[h] * scale[h];
       rescale[h] = Exp2(m[h] * scale[h] - top);
-      m[h] = max;
-      float sum = 0;
-      const float shift = kRaise - top;
-#pragma unroll
-      for (int j = 0; j < kScores / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& w = s[4 * j + 2 * h + c];
-          w = Exp2(w * scale[h] + shift);
-          sum += w;
-        }
-      }
-      l[h] = l[h] * rescale[h] + sum;
+      m[h] = max[h];
+      shift[h] = kRaise - top;
     }
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      const int h = i / 2 % 2;
+      s[i] = Exp2(s[i] * scale[h] + shift[h]);
+      sum[2 * h + i % 2] += s[i];
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) l[h] = l[h] * rescale[h] + (sum[2 * h] + sum[2 * h + 1]);
   }
 
   // Weights as the second product's A operand.

@@ -3,9 +3,9 @@
 // go the same way, unrotated. The frequencies do not depend on any kernel before and are ready when
 // the first token is.
 //
-// A token's values in an e4m3 cache are bytes a block's rows apart (kv_layout.h). Of a prompt, 16
-// tokens in a row fill 16 bytes in a row: such runs are taken by thread blocks of their own, the first
-// of the grid, that write them whole. Other tokens' values, a decode step's, go byte by byte.
+// A token's values in an e4m3 cache are bytes that lie a block's rows apart (kv_layout.h): the grid's
+// first thread blocks take them, 16 tokens at a time. Of a prompt, 16 tokens fill 16 bytes in a row
+// and are written so; a decode step's go byte by byte, spread over many SMs.
 #include "kernels/cuda/rows.cuh"
 #include "kernels/elementwise.h"
 #include "kernels/kv_layout.h"
@@ -17,6 +17,7 @@ constexpr int kBlocksPerSm = 4;
 constexpr int kMaxBlocks = 132 * kBlocksPerSm;  // that an H200 holds at once
 constexpr int kMaxThreads = 384;
 constexpr int kRun = 16;  // tokens
+constexpr int kSpreadTokens = 512;
 
 // kWidth elements as f32: eight at once, or one where head_dim is not a multiple of 16.
 template <int kWidth>
@@ -56,23 +57,12 @@ struct Span {
   }
 };
 
-// A run: tokens [first, first + 16) whose slots ascend by one from a multiple of 16. Whether token t
-// is in one; the whole warp asks.
-__device__ bool IsInRun(const RopeAppendParams& p, int64_t t) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int64_t other = t - (kRun - 1) + lane;
-  const int slot = other >= 0 && other < p.num_tokens ? p.slot_mapping[other] : -1;
-  const int mine = __shfl_sync(kFullWarp, slot, kRun - 1);
-  const int first = kRun - 1 - mine % kRun;  // lane
-  const bool fits = lane < first || lane >= first + kRun || slot == mine + lane - (kRun - 1);
-  return __all_sync(kFullWarp, fits) && mine >= 0;
-}
-
-// The run that begins at one of tokens [16 window, 16 window + 16), or -1.
+// The run that begins at one of tokens [16 window, 16 window + 16), or -1: 16 tokens whose slots
+// ascend by one from a multiple of 16. The whole warp asks.
 __device__ int64_t RunOf(const RopeAppendParams& p, int64_t window) {
   const int lane = threadIdx.x % kWarpSize;
   const int64_t token = window * kRun + lane;
-  const int slot = token < p.num_tokens ? p.slot_mapping[token] : -1;
+  const int slot = token >= 0 && token < p.num_tokens ? p.slot_mapping[token] : -1;
   unsigned begins = __ballot_sync(kFullWarp, lane < kRun && slot >= 0 && slot % kRun == 0);
   for (; begins != 0; begins &= begins - 1) {
     const int first = __ffs(begins) - 1;
@@ -83,29 +73,60 @@ __device__ int64_t RunOf(const RopeAppendParams& p, int64_t window) {
   return -1;
 }
 
-__device__ float2 LoadPair(const float* p) { return *reinterpret_cast<const float2*>(p); }
-__device__ float2 LoadPair(const BF16* p) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+// Two dims of a token's values, over the scale.
+template <typename T>
+__device__ float2 LoadPair(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    return *reinterpret_cast<const float2*>(p);
+  } else {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+  }
 }
 
-// A run's values: each thread two dims of the 16 tokens. `part` of the window's pairs of dims.
+// Where dims d and d + 1 of the values at `slot` lie: a block's rows apart.
+struct ValuePair {
+  E4M3* at;
+  int stride;
+};
+__device__ ValuePair ValuesAt(const RopeAppendParams& p, int64_t slot, int kv_head, int d) {
+  const int64_t row = (slot / p.block_size * p.num_kv_heads + kv_head) * p.head_dim + d;
+  const int column = ValueColumn(static_cast<int>(slot % p.block_size));
+  return {static_cast<E4M3*>(p.v_cache) + row * p.block_size + column, p.block_size};
+}
+
+// The values of a window's tokens, and of the rest of the run that begins in it; those of a run that
+// began before it are not its own. Each thread takes a pair of dims of every token; -1: none.
 template <typename T>
-__device__ void AppendRun(const RopeAppendParams& p, int64_t window, int part) {
-  const int64_t first = RunOf(p, window);
-  const int pair = part * blockDim.x + threadIdx.x;
-  if (first < 0 || pair >= p.num_kv_heads * p.head_dim / 2) return;
+__device__ void AppendValues(const RopeAppendParams& p, int64_t window, int pair) {
+  const int64_t before = RunOf(p, window - 1), run = RunOf(p, window);
+  if (pair < 0 || pair >= p.num_kv_heads * p.head_dim / 2) return;
   const int kv_head = 2 * pair / p.head_dim, d = 2 * pair % p.head_dim;
+  const float scale = p.v_scale == nullptr ? 1 : p.v_scale[kv_head];
   const int64_t row_size = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
-  const T* v = static_cast<const T*>(p.qkv) + first * row_size +
-               (p.num_heads + p.num_kv_heads) * p.head_dim + 2 * pair;
+  const T* const v =
+      static_cast<const T*>(p.qkv) + int64_t{p.num_heads + p.num_kv_heads} * p.head_dim + 2 * pair;
   float2 x[kRun];
+
+  const int64_t first = before < 0 ? window * kRun : max(window * kRun, before + kRun);
+  const int64_t end = min(run < 0 ? (window + 1) * kRun : run, int64_t{p.num_tokens});
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) x[i] = LoadPair(v + i * row_size);
-  if (p.v_scale != nullptr) {
-    const float scale = p.v_scale[kv_head];
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) x[i] = make_float2(x[i].x / scale, x[i].y / scale);
+  for (int i = 0; i < kRun; ++i) {
+    if (first + i < end) x[i] = LoadPair(v + (first + i) * row_size);
   }
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const int slot = first + i < end ? p.slot_mapping[first + i] : -1;
+    if (slot < 0) continue;
+    const ValuePair out = ValuesAt(p, slot, kv_head, d);
+    out.at[0] = E4M3(x[i].x / scale);
+    out.at[out.stride] = E4M3(x[i].y / scale);
+  }
+
+  if (run < 0) return;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) x[i] = LoadPair(v + (run + i) * row_size);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) x[i] = make_float2(x[i].x / scale, x[i].y / scale);
   static_assert(ValueColumn(2) == 4 && ValueColumn(1) == 1 && ValueColumn(8) == 2,
                 "word q has keys 2q, 2q + 1, 2q + 8, 2q + 9");
   uint32_t words[2][kRun / 4];
@@ -116,32 +137,32 @@ __device__ void AppendRun(const RopeAppendParams& p, int64_t window, int part) {
     words[0][q] = PackPair(a.x, b.x, e4m3) | PackPair(c.x, e.x, e4m3) << 16;
     words[1][q] = PackPair(a.y, b.y, e4m3) | PackPair(c.y, e.y, e4m3) << 16;
   }
-  const int64_t slot = p.slot_mapping[first];
-  const int64_t row = (slot / p.block_size * p.num_kv_heads + kv_head) * p.head_dim + d;
-  uint8_t* out = static_cast<uint8_t*>(p.v_cache) + row * p.block_size + slot % p.block_size;
+  const ValuePair out = ValuesAt(p, p.slot_mapping[run], kv_head, d);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    *reinterpret_cast<uint4*>(out + i * p.block_size) =
+    *reinterpret_cast<uint4*>(out.at + i * out.stride) =
         make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
   }
 }
 
-// Dims [i, i + kWidth) of a token's value, which lie at `out`, a block's rows apart.
-template <int kWidth>
-__device__ void ScatterValues(const Span<kWidth>& x, int block_size, E4M3* out) {
-#pragma unroll
-  for (int j = 0; j < kWidth; ++j) out[j * block_size] = FromFloat<E4M3>(x.v[j]);
-}
+// How an e4m3 cache's values are divided among thread blocks.
+struct ValueBlocks {
+  int num_blocks = 0;
+  int per_window = 1;
+  int num_pairs = 0;  // of dims, of one thread block
+};
 
-// The grid's first num_run_blocks thread blocks take runs, run_parts each window.
 template <typename T, typename KV, int kWidth>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
-    RopeAppendKernel(RopeAppendParams p, int num_run_blocks, int run_parts) {
+    RopeAppendKernel(RopeAppendParams p, ValueBlocks values) {
   constexpr bool kE4M3 = sizeof(KV) == 1;
-  if (static_cast<int>(blockIdx.x) < num_run_blocks) {
+  if (static_cast<int>(blockIdx.x) < values.num_blocks) {
     WaitForPrevious();
     AllowNext();
-    if (kE4M3) AppendRun<T>(p, blockIdx.x / run_parts, blockIdx.x % run_parts);
+    const int thread = threadIdx.x;
+    const int pair = blockIdx.x % values.per_window * values.num_pairs + thread;
+    if (kE4M3)
+      AppendValues<T>(p, blockIdx.x / values.per_window, thread < values.num_pairs ? pair : -1);
     return;
   }
   const int half = p.head_dim / 2;
@@ -158,10 +179,11 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
 
   const int num_rotated = p.num_heads + p.num_kv_heads;
   const int num_heads = num_rotated + p.num_kv_heads;  // of q, k and v
-  const int spans_per_half = half / kWidth, num_spans = num_heads * spans_per_half;
+  const int spans_per_half = half / kWidth;
+  const int num_spans = (kE4M3 ? num_rotated : num_heads) * spans_per_half;
   int buffer = 0;  // two, so that one barrier a token is enough
-  const int num_blocks = gridDim.x - num_run_blocks;
-  for (int64_t t = blockIdx.x - num_run_blocks; t < p.num_tokens; t += num_blocks, buffer ^= 1) {
+  const int num_blocks = gridDim.x - values.num_blocks;
+  for (int64_t t = blockIdx.x - values.num_blocks; t < p.num_tokens; t += num_blocks, buffer ^= 1) {
     T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
     const auto elements = [&](int u) {
       return row + u / spans_per_half * p.head_dim + u % spans_per_half * kWidth;
@@ -173,7 +195,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
     }
     float2* rotation = shared + buffer * half;  // [half] cosine, sine
     const int position = p.positions[t], slot = p.slot_mapping[t];
-    const bool in_run = kE4M3 && num_run_blocks > 0 && IsInRun(p, t);
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
       sincosf(static_cast<float>(position) * inv_freq[i], &rotation[i].y, &rotation[i].x);
     }
@@ -199,7 +220,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
       if (head < p.num_heads || slot < 0) continue;
 
       const bool is_k = head < num_rotated;
-      if (!is_k && in_run) continue;
       const int64_t kv_head = head - (is_k ? p.num_heads : num_rotated);
       const float* scale = is_k ? p.k_scale : p.v_scale;
       if (scale != nullptr) {
@@ -207,15 +227,6 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
         b = b.Divided(scale[kv_head]);
       }
       const int64_t block = slot / p.block_size, block_row = slot % p.block_size;
-      if constexpr (kE4M3) {
-        if (!is_k) {
-          E4M3* values = static_cast<E4M3*>(p.v_cache) + ValueColumn(block_row) +
-                         ((block * p.num_kv_heads + kv_head) * p.head_dim + i) * p.block_size;
-          ScatterValues(a, p.block_size, values);
-          ScatterValues(b, p.block_size, values + half * p.block_size);
-          continue;
-        }
-      }
       KV* cache = static_cast<KV*>(is_k ? p.k_cache : p.v_cache) + i +
                   ((block * p.num_kv_heads + kv_head) * p.block_size + block_row) * p.head_dim;
       a.Store(cache);
@@ -230,11 +241,17 @@ void LaunchRope(const RopeAppendParams& p, Stream stream) {
   const int num_spans = (p.num_heads + 2 * p.num_kv_heads) * (p.head_dim / 2) / (wide ? kVec : 1);
   const int num_threads = std::min(kMaxThreads, CeilDiv(num_spans, kWarpSize) * kWarpSize);
   const size_t shared_bytes = p.head_dim / 2 * (2 * sizeof(float2) + sizeof(float));
-  const int run_parts = CeilDiv(p.num_kv_heads * p.head_dim / 2, num_threads);
-  const int num_run_blocks = sizeof(KV) == 1 ? p.num_tokens / kRun * run_parts : 0;
+  ValueBlocks values;
+  if (sizeof(KV) == 1) {
+    // A decode step's stores keep an SM busy, so they are spread; a prompt's do not.
+    values.num_pairs =
+        p.num_tokens <= kSpreadTokens ? std::min(p.head_dim / 2, num_threads) : num_threads;
+    values.per_window = CeilDiv(p.num_kv_heads * p.head_dim / 2, values.num_pairs);
+    values.num_blocks = CeilDiv(p.num_tokens, kRun) * values.per_window;
+  }
   Launch(wide ? RopeAppendKernel<T, KV, kVec> : RopeAppendKernel<T, KV, 1>,
-         num_run_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream, p,
-         num_run_blocks, run_parts);
+         values.num_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream,
+         p, values);
 }
 
 }  // namespace

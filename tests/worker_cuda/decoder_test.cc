@@ -91,7 +91,7 @@ TEST_F(CudaDecoder, BifurcatedAttentionIsNearPlainAttention) {
   OneRankOptions options = Options("cuda");
   const std::vector<float> bifurcated = LogitsOf(options, 128);
   EXPECT_LE(RelativeRms(bifurcated, LogitsOf(options, 0)), kBF16Tolerance);
-  options.bifurcated = false;
+  options.attention.enable_bifurcated = false;
   EXPECT_LE(RelativeRms(bifurcated, LogitsOf(options, 128)), kBF16Tolerance);
 }
 

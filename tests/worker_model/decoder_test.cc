@@ -32,13 +32,14 @@ class OneRank {
     const Shard shard = *MakeShard(config_, 1, 1, 0);
     auto source = Checkpoint::Open(model_dir);
     CHECK_OK(source.status());
-    auto weights = LoadWeights(config_, shard, **source, false, device_.get(),
-                               [](int64_t, int64_t) {});
+    auto weights =
+        LoadWeights(config_, shard, **source, false, device_.get(), [](int64_t, int64_t) {});
     CHECK_OK(weights.status());
     weights_ = *std::move(weights);
     cache_ = *KvCache::Allocate(config_, shard, DType::kF32, num_blocks, device_.get());
-    decoder_.emplace(config_, shard, DecoderLimits{kMaxTokens, kMaxTokens}, bifurcated,
-                     device_.get(), &weights_, &cache_, comm_.get());
+    decoder_.emplace(config_, shard, DecoderLimits{kMaxTokens, kMaxTokens},
+                     AttentionOptions{.enable_bifurcated = bifurcated}, device_.get(), &weights_,
+                     &cache_, comm_.get());
   }
 
   const ModelConfig& config() const { return config_; }

@@ -60,7 +60,7 @@ Batch HandBatches::Prefill(int seq, int max_chunk) {
   Batch batch;
   const int left = static_cast<int>(tokens_[seq].size()) - num_computed_[seq];
   AddRow(seq, std::min(left, max_chunk), &batch);
-  batch.group_start = {0};
+  batch.own_begin = {0};
   return batch;
 }
 
@@ -69,16 +69,9 @@ Batch HandBatches::Decode() {
   for (int seq = 0; seq < num_seqs(); ++seq) {
     CHECK_EQ(num_computed_[seq] + 1, static_cast<int>(tokens_[seq].size()));
     AddRow(seq, 1, &batch);
-    if (shared_tokens_ == 0) {
-      batch.group_start.push_back(seq);
-      batch.prefix_len.push_back(0);
-    }
   }
-  if (shared_tokens_ > 0) {
-    batch.group_start = {0};
-    batch.prefix_len = {shared_tokens_};
-  }
-  batch.group_start.push_back(num_seqs());
+  if (shared_tokens_ > 0) batch.nodes = {{0, num_seqs(), 0, shared_tokens_}};
+  batch.own_begin.assign(num_seqs(), shared_tokens_);
   batch.num_decode = num_seqs();
   return batch;
 }

@@ -29,7 +29,7 @@ class HandBatches {
   // chunk that ends it.
   Batch Prefill(int seq, int max_chunk);
   bool IsPrefilled(int seq) const;
-  // One token of every sequence, which are one group when they share a prefix.
+  // One token of every sequence, which are one shared node when they share a prefix.
   Batch Decode();
   void Append(int seq, int32_t token) { tokens_[seq].push_back(token); }
 

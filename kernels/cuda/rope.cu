@@ -57,92 +57,121 @@ struct Span {
   }
 };
 
-// The run that begins at one of tokens [16 window, 16 window + 16), or -1: 16 tokens whose slots
-// ascend by one from a multiple of 16. The whole warp asks.
-__device__ int64_t RunOf(const RopeAppendParams& p, int64_t window) {
+// The slot of token `first` + lane; -1 where there is no such token.
+__device__ int SlotOfLane(const RopeAppendParams& p, int64_t first) {
+  const int64_t token = first + threadIdx.x % kWarpSize;
+  return token >= 0 && token < p.num_tokens ? p.slot_mapping[token] : -1;
+}
+
+// Which of a warp's first 16 lanes begins a run, or -1: 16 slots that ascend by one from a multiple of
+// 16. The whole warp asks.
+__device__ int FindRun(int slot) {
   const int lane = threadIdx.x % kWarpSize;
-  const int64_t token = window * kRun + lane;
-  const int slot = token >= 0 && token < p.num_tokens ? p.slot_mapping[token] : -1;
   unsigned begins = __ballot_sync(kFullWarp, lane < kRun && slot >= 0 && slot % kRun == 0);
   for (; begins != 0; begins &= begins - 1) {
     const int first = __ffs(begins) - 1;
     const int first_slot = __shfl_sync(kFullWarp, slot, first);
     const bool fits = lane < first || lane >= first + kRun || slot == first_slot + lane - first;
-    if (__all_sync(kFullWarp, fits)) return window * kRun + first;
+    if (__all_sync(kFullWarp, fits)) return first;
   }
   return -1;
 }
 
-// Two dims of a token's values, over the scale.
+// Two dims of a token's values, as they lie in qkv.
 template <typename T>
-__device__ float2 LoadPair(const T* p) {
-  if constexpr (sizeof(T) == 4) {
-    return *reinterpret_cast<const float2*>(p);
-  } else {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
-  }
-}
-
-// Where dims d and d + 1 of the values at `slot` lie: a block's rows apart.
-struct ValuePair {
-  E4M3* at;
-  int stride;
+struct alignas(2 * sizeof(T)) RawPair {
+  T a, b;
 };
-__device__ ValuePair ValuesAt(const RopeAppendParams& p, int64_t slot, int kv_head, int d) {
-  const int64_t row = (slot / p.block_size * p.num_kv_heads + kv_head) * p.head_dim + d;
-  const int column = ValueColumn(static_cast<int>(slot % p.block_size));
-  return {static_cast<E4M3*>(p.v_cache) + row * p.block_size + column, p.block_size};
+
+// Dims d and d + 1 of one KV head: their values over the scale, and where they lie in the cache.
+struct ValueColumns {
+  float scale;
+  bool is_scaled;
+  uint8_t* head;  // of block 0, dim d
+  int64_t block_bytes;
+  int block_size;
+
+  __device__ ValueColumns(const RopeAppendParams& p, int kv_head, int d)
+      : scale(p.v_scale == nullptr ? 1 : p.v_scale[kv_head]),
+        is_scaled(p.v_scale != nullptr),
+        head(static_cast<uint8_t*>(p.v_cache) + (int64_t{kv_head} * p.head_dim + d) * p.block_size),
+        block_bytes(int64_t{p.num_kv_heads} * p.head_dim * p.block_size),
+        block_size(p.block_size) {}
+
+  __device__ uint8_t* At(int slot) const {
+    return head + slot / block_size * block_bytes + ValueColumn(slot % block_size);
+  }
+  template <typename T>
+  __device__ float2 Scaled(const RawPair<T>& raw) const {
+    const float2 x = make_float2(ToFloat(raw.a), ToFloat(raw.b));
+    return is_scaled ? make_float2(x.x / scale, x.y / scale) : x;
+  }
+  template <typename T>
+  __device__ void StoreByte(const RawPair<T>& raw, int slot) const {
+    const float2 x = Scaled(raw);
+    const uint32_t codes = PackPair(x.x, x.y, static_cast<E4M3*>(nullptr));
+    At(slot)[0] = static_cast<uint8_t>(codes);
+    At(slot)[block_size] = static_cast<uint8_t>(codes >> 8);
+  }
+  // 16 tokens, the first at `slot`.
+  template <typename T>
+  __device__ void StoreRun(const RawPair<T> (&raw)[kRun], int slot) const {
+    static_assert(ValueColumn(2) == 4 && ValueColumn(1) == 1 && ValueColumn(8) == 2,
+                  "word q has keys 2q, 2q + 1, 2q + 8, 2q + 9");
+    E4M3* const e4m3 = nullptr;
+    uint32_t words[2][kRun / 4];
+#pragma unroll
+    for (int q = 0; q < kRun / 4; ++q) {
+      const float2 a = Scaled(raw[2 * q]), b = Scaled(raw[2 * q + 1]);
+      const float2 c = Scaled(raw[2 * q + 8]), e = Scaled(raw[2 * q + 9]);
+      words[0][q] = PackPair(a.x, b.x, e4m3) | PackPair(c.x, e.x, e4m3) << 16;
+      words[1][q] = PackPair(a.y, b.y, e4m3) | PackPair(c.y, e.y, e4m3) << 16;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<uint4*>(At(slot) + i * block_size) =
+          make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+    }
+  }
+};
+
+template <typename T>
+__device__ void LoadValues(const T* v, int64_t row_size, int64_t num_rows, RawPair<T> (&x)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    if (i < num_rows) x[i] = *reinterpret_cast<const RawPair<T>*>(v + i * row_size);
+  }
 }
 
 // The values of a window's tokens, and of the rest of the run that begins in it; those of a run that
-// began before it are not its own. Each thread takes a pair of dims of every token; -1: none.
+// began before it are not its own. Each thread takes a pair of dims of every token; none if -1. Loads
+// go before what depends on slots.
 template <typename T>
 __device__ void AppendValues(const RopeAppendParams& p, int64_t window, int pair) {
-  const int64_t before = RunOf(p, window - 1), run = RunOf(p, window);
-  if (pair < 0 || pair >= p.num_kv_heads * p.head_dim / 2) return;
-  const int kv_head = 2 * pair / p.head_dim, d = 2 * pair % p.head_dim;
-  const float scale = p.v_scale == nullptr ? 1 : p.v_scale[kv_head];
+  const int64_t begin = window * kRun;
   const int64_t row_size = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
   const T* const v =
       static_cast<const T*>(p.qkv) + int64_t{p.num_heads + p.num_kv_heads} * p.head_dim + 2 * pair;
-  float2 x[kRun];
+  const bool is_mine = pair >= 0 && pair < p.num_kv_heads * p.head_dim / 2;
+  RawPair<T> x[kRun];
+  if (is_mine) LoadValues(v + begin * row_size, row_size, p.num_tokens - begin, x);
+  const int slot_before = SlotOfLane(p, begin - kRun), slot = SlotOfLane(p, begin);
+  __shared__ int slots[kWarpSize];
+  if (threadIdx.x < kWarpSize) slots[threadIdx.x] = slot;
+  const int run_before = FindRun(slot_before), run = FindRun(slot);
+  __syncthreads();
+  if (!is_mine) return;
 
-  const int64_t first = before < 0 ? window * kRun : max(window * kRun, before + kRun);
-  const int64_t end = min(run < 0 ? (window + 1) * kRun : run, int64_t{p.num_tokens});
+  const ValueColumns columns(p, 2 * pair / p.head_dim, 2 * pair % p.head_dim);
+  if (run == 0) return columns.StoreRun(x, slots[0]);
+  const int first = max(run_before, 0), end = run < 0 ? kRun : run;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    if (first + i < end) x[i] = LoadPair(v + (first + i) * row_size);
+    if (i >= first && i < end && slots[i] >= 0) columns.StoreByte(x[i], slots[i]);
   }
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    const int slot = first + i < end ? p.slot_mapping[first + i] : -1;
-    if (slot < 0) continue;
-    const ValuePair out = ValuesAt(p, slot, kv_head, d);
-    out.at[0] = E4M3(x[i].x / scale);
-    out.at[out.stride] = E4M3(x[i].y / scale);
-  }
-
   if (run < 0) return;
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) x[i] = LoadPair(v + (run + i) * row_size);
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) x[i] = make_float2(x[i].x / scale, x[i].y / scale);
-  static_assert(ValueColumn(2) == 4 && ValueColumn(1) == 1 && ValueColumn(8) == 2,
-                "word q has keys 2q, 2q + 1, 2q + 8, 2q + 9");
-  uint32_t words[2][kRun / 4];
-  E4M3* const e4m3 = nullptr;
-#pragma unroll
-  for (int q = 0; q < kRun / 4; ++q) {
-    const float2 a = x[2 * q], b = x[2 * q + 1], c = x[2 * q + 8], e = x[2 * q + 9];
-    words[0][q] = PackPair(a.x, b.x, e4m3) | PackPair(c.x, e.x, e4m3) << 16;
-    words[1][q] = PackPair(a.y, b.y, e4m3) | PackPair(c.y, e.y, e4m3) << 16;
-  }
-  const ValuePair out = ValuesAt(p, p.slot_mapping[run], kv_head, d);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    *reinterpret_cast<uint4*>(out.at + i * out.stride) =
-        make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
-  }
+  LoadValues(v + (begin + run) * row_size, row_size, kRun, x);
+  columns.StoreRun(x, slots[run]);
 }
 
 // How an e4m3 cache's values are divided among thread blocks.

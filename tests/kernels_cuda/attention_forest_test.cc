@@ -7,10 +7,7 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/attention.h"
-#include "tests/kernels_cuda/device_tensor.h"
-#include "tests/testing/attention_inputs.h"
-#include "tests/testing/compare.h"
+#include "tests/kernels_cuda/device_attention.h"
 
 namespace bough {
 namespace {
@@ -20,68 +17,6 @@ namespace {
 constexpr Tolerance kTolerance = {.abs = 1.6e-2, .rel = 1.0 / 128};
 // e4m3 q and weights keep four bits; relative RMS of a whole answer.
 constexpr double kFp8ProductsError = 4e-2;
-
-constexpr int kMaxTokens = 4096, kMaxSeqs = 512, kMaxHeads = 32;
-
-// One for all launches, zeroed once: every launch must leave it as it needs it.
-void* Workspace() {
-  static void* const workspace = [] {
-    void* memory = nullptr;
-    const int64_t num_bytes =
-        cuda::AttentionWorkspaceBytes(kMaxTokens, kMaxSeqs, kMaxHeads, kMaxHeads, 128);
-    CUDA_CHECK(cudaMalloc(&memory, num_bytes));
-    CUDA_CHECK(cudaMemset(memory, 0, num_bytes));
-    return memory;
-  }();
-  return workspace;
-}
-
-// A batch on the device.
-class DeviceBatch {
- public:
-  explicit DeviceBatch(const AttentionInputs& inputs)
-      : params_(inputs.Paged()),
-        q_(inputs.q, DType::kBF16),
-        k_(inputs.k_bytes()),
-        v_(inputs.v_bytes()),
-        k_scale_(inputs.k_scale),
-        v_scale_(inputs.v_scale),
-        block_tables_(inputs.block_tables),
-        cu_seqlens_q_(inputs.cu_seqlens_q),
-        seqlens_kv_(inputs.seqlens_kv),
-        nodes_(inputs.nodes),
-        own_begin_(inputs.own_begin),
-        o_(inputs.EmptyOutput(), DType::kBF16) {
-    params_.q = q_.data();
-    params_.k_cache = k_.as<void>();
-    params_.v_cache = v_.as<void>();
-    if (params_.k_scale != nullptr) params_.k_scale = k_scale_.as<float>();
-    if (params_.v_scale != nullptr) params_.v_scale = v_scale_.as<float>();
-    params_.block_tables = block_tables_.as<int32_t>();
-    params_.cu_seqlens_q = cu_seqlens_q_.as<int32_t>();
-    params_.seqlens_kv = seqlens_kv_.as<int32_t>();
-    params_.nodes = nodes_.as<SharedNode>();
-    params_.own_begin = own_begin_.as<int32_t>();
-    params_.o = o_.data();
-    params_.workspace = Workspace();
-    params_.dtype = DType::kBF16;
-  }
-
-  PagedAttentionParams& params() { return params_; }
-  std::vector<float> Output() const { return o_.Floats(); }
-  std::vector<float> Run() {
-    cuda::PlanAttention(params_, nullptr);
-    cuda::PagedAttention(params_, nullptr);
-    return Output();
-  }
-
- private:
-  PagedAttentionParams params_;
-  DeviceTensor q_;
-  DeviceBytes k_, v_, k_scale_, v_scale_, block_tables_, cu_seqlens_q_, seqlens_kv_, nodes_,
-      own_begin_;
-  DeviceTensor o_;
-};
 
 AttentionShape RandomShape(Random& random) {
   constexpr std::pair<int, int> kHeads[] = {{4, 4}, {8, 2}, {8, 1}, {6, 2}, {16, 4}};
@@ -103,12 +38,6 @@ AttentionInputs MakeInputs(Random& random, const AttentionShape& shape, const Fo
   return inputs;
 }
 
-std::string Print(const AttentionShape& s) {
-  return std::string(Name(s.kv_dtype)) + " " + std::to_string(s.num_heads) + "/" +
-         std::to_string(s.num_kv_heads) + "x" + std::to_string(s.head_dim) + " window " +
-         std::to_string(s.sliding_window);
-}
-
 double RelativeRms(const std::vector<float>& got, const std::vector<float>& want) {
   double delta = 0, norm = 0;
   for (size_t i = 0; i < want.size(); ++i) {
@@ -124,19 +53,19 @@ void ExpectAgrees(Random& random, const ForestLimits& limits) {
   SCOPED_TRACE(Print(shape));
   AttentionInputs inputs = MakeInputs(random, shape, RandomForest(random, limits));
   const std::vector<float> reference = inputs.RunPlain();
-  const std::vector<double> want(reference.begin(), reference.end());
-  const int num_nodes = inputs.Paged().num_nodes;
-  {
-    DeviceBatch plain(inputs);
-    plain.params().num_nodes = 0;
-    EXPECT_TRUE(Close(plain.Run(), want, inputs.OutputShape(), kTolerance)) << "plain";
-  }
+  const std::vector<double> want = Doubles(reference);
+  PagedAttentionParams p = inputs.Paged();
+  SCOPED_TRACE(testing::Message() << p.num_nodes << " nodes, " << p.num_seqs << " sequences");
+  PagedAttentionParams plain = p;
+  plain.num_nodes = 0;
+  EXPECT_TRUE(Close(DeviceAttention(inputs, DType::kBF16).Run(plain), want, inputs.OutputShape(),
+                    kTolerance));
   inputs.HideSharedBlocks();
-  DeviceBatch shared(inputs);
-  EXPECT_TRUE(Close(shared.Run(), want, inputs.OutputShape(), kTolerance)) << num_nodes << " nodes";
+  DeviceAttention shared(inputs, DType::kBF16);
+  EXPECT_TRUE(Close(shared.Run(p), want, inputs.OutputShape(), kTolerance));
   if (shape.kv_dtype == DType::kF8E4M3) {
-    shared.params().fp8_products = true;
-    EXPECT_LE(RelativeRms(shared.Run(), reference), kFp8ProductsError) << num_nodes << " nodes";
+    p.fp8_products = true;
+    EXPECT_LE(RelativeRms(shared.Run(p), reference), kFp8ProductsError);
   }
 }
 
@@ -175,23 +104,24 @@ TEST_F(SharedNodes, OneGraphServesForestsOfItsSize) {
   ForestShape forest = {.seqs = std::vector<SequenceShape>(kNumSeqs, {1, 300}),
                         .nodes = {{0, 16, 0, 128}, {0, 8, 128, 256}, {8, 16, 128, 256}}};
   const AttentionInputs inputs = MakeInputs(random, shape, forest);
-  const std::vector<float> reference = inputs.RunPlain();
-  const std::vector<double> want(reference.begin(), reference.end());
+  const std::vector<double> want = Doubles(inputs.RunPlain());
   const std::vector<SharedNode> kForests[] = {
       {{0, 16, 0, 128}, {0, 8, 128, 256}, {8, 16, 128, 256}},
       {{0, 16, 0, 64}, {16, 16, 0, 0}, {16, 16, 0, 0}},
       {{16, 16, 0, 0}, {16, 16, 0, 0}, {16, 16, 0, 0}},
       {{2, 7, 0, 256}, {9, 12, 0, 128}, {9, 12, 128, 192}}};
 
-  DeviceBatch batch(inputs);
+  DeviceAttention batch(inputs, DType::kBF16);
+  PagedAttentionParams p = inputs.Paged();
+  batch.Point(p);
   cudaStream_t stream;
   CUDA_CHECK(cudaStreamCreate(&stream));
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  cuda::PlanAttention(batch.params(), stream);
-  cuda::PagedAttention(batch.params(), stream);
-  cuda::PagedAttention(batch.params(), stream);  // the next layer
+  cuda::PlanAttention(p, stream);
+  cuda::PagedAttention(p, stream);
+  cuda::PagedAttention(p, stream);  // the next layer
   CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
   CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
   for (const std::vector<SharedNode>& nodes : kForests) {
@@ -203,9 +133,9 @@ TEST_F(SharedNodes, OneGraphServesForestsOfItsSize) {
       CUDA_CHECK(cudaMemcpy(const_cast<void*>(to), from.data(), from.size() * sizeof(from[0]),
                             cudaMemcpyHostToDevice));
     };
-    upload(nodes, batch.params().nodes);
-    upload(own_begin, batch.params().own_begin);
-    CUDA_CHECK(cudaMemset(batch.params().o, 0xff, want.size() * 2));
+    upload(nodes, p.nodes);
+    upload(own_begin, p.own_begin);
+    CUDA_CHECK(cudaMemset(p.o, 0xff, want.size() * 2));
     for (int replay = 0; replay < 3; ++replay) CUDA_CHECK(cudaGraphLaunch(exec, stream));
     EXPECT_TRUE(Close(batch.Output(), want, inputs.OutputShape(), kTolerance));
   }
@@ -221,9 +151,11 @@ TEST_F(SharedNodes, GiveTheSameBitsEveryTime) {
     Random random(4000 + seed);
     const AttentionInputs inputs = MakeInputs(
         random, RandomShape(random), RandomForest(random, {.max_seqs = 60, .max_node_blocks = 20}));
-    DeviceBatch batch(inputs);
-    const std::vector<float> once = batch.Run();
-    for (int i = 0; i < 3; ++i) ASSERT_TRUE(SameBits(batch.Run(), once, inputs.OutputShape()));
+    DeviceAttention batch(inputs, DType::kBF16);
+    const std::vector<float> once = batch.Run(inputs.Paged());
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(SameBits(batch.Run(inputs.Paged()), once, inputs.OutputShape()));
+    }
   }
 }
 

@@ -58,12 +58,18 @@ struct WorkPlan;  // attention_work.cuh
 void LaunchPlainAttention(const AttentionParams& p, Stream stream);
 // The tensor core kernels. They REQUIRE: bf16 q; a bf16 or e4m3 cache; head_dim 64 or 128; block_size
 // kBlockKeys; at most kMaxHeadsPerKv heads per KV head.
-// The plan's lists (attention_work.cuh): the tile kernel goes first on the stream.
+//
+// The plan, and where it lies in the workspace.
+WorkPlan PlanIn(const AttentionParams& p);
+int64_t PlanWorkspaceBytes(int max_num_tokens, int max_num_seqs, int num_heads, int num_kv_heads,
+                           int head_dim);
+void LaunchPlan(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+// Its two lists: the tile kernel goes first on the stream, if there are nodes.
 void LaunchTileAttention(const AttentionParams& p, const WorkPlan& plan, Stream stream);
-void LaunchStreamAttention(const AttentionParams& p, const WorkPlan& plan, Stream stream);
-// Thread blocks of the two kernels, at most WorkPlan::kMaxGrid; the same for a plan and its use.
+void LaunchStreamBF16(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+void LaunchStreamE4M3(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+// Thread blocks of the tile kernel, at most WorkPlan::kMaxGrid; the same for a plan and its use.
 int TileAttentionGrid(const AttentionParams& p);
-int StreamAttentionGrid(const AttentionParams& p);
 // Sequences that the plan leaves out, all their keys: those with more than one query, when
 // !AllInPlan. The others are left alone.
 void LaunchPrefillAttention(const AttentionParams& p, Stream stream);
@@ -77,6 +83,15 @@ inline int NumSms() {
   CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
   return num_sms;
 }
+
+// The stream kernel's tiles of 8 rows: as many as a batch's entries may need.
+inline int StreamTiles(const AttentionParams& p) {
+  const int own_rows = p.HeadsPerKv() * (AllInPlan(p) ? p.max_seqlen_q : 1);
+  return p.num_nodes > 0 || own_rows > 8 ? 2 : 1;
+}
+// Its thread blocks an SM: one's parts end while the other's stream.
+inline constexpr int kStreamBlocksPerSm = 2;
+inline int StreamAttentionGrid() { return NumSms() * kStreamBlocksPerSm; }
 
 // As many thread blocks as the GPU holds at once, at most max_per_sm an SM; lets the kernel have that much shared memory.
 template <typename Kernel>

@@ -9,75 +9,102 @@
 
 namespace bough::cuda {
 
+struct NodePart {
+  WorkPart part;
+  KeyRange keys;
+};
+
 template <typename Shape>
-struct NodesShared : TileShared<Shape> {
+struct NodesShared : TileShared<Shape, NodePart> {
   FinishMemory finish;
 };
 
-__device__ inline KeyRange KeysOf(const WorkPart& part) {
-  const int begin = part.entry.FirstBlock() + part.block_begin;
-  return {.seq = part.entry.table_seq,
-          .in_nodes = false,
-          .kv_head = part.kv_head,
-          .begin_block = begin,
-          .first_block = begin,
-          .end_block = begin + part.block_end - part.block_begin};
-}
+// The parts of one thread block.
+class NodeSchedule {
+ public:
+  __device__ explicit NodeSchedule(const WorkPlan& plan) : walk_(plan, kTileWork) {}
 
-// A part's rows, once its producer's copies are on their way.
+  __device__ bool Next(NodePart& next) {
+    if (!walk_.Next(next.part)) return false;
+    const int begin = next.part.entry.FirstBlock() + next.part.block_begin;
+    next.keys = {.seq = next.part.entry.table_seq,
+                 .in_nodes = false,
+                 .kv_head = next.part.kv_head,
+                 .begin_block = begin,
+                 .first_block = begin,
+                 .end_block = begin + next.part.block_end - next.part.block_begin};
+    return true;
+  }
+
+ private:
+  WorkWalk walk_;
+};
+
+// The rows' (m, l, o) into the part's slot.
 template <typename Consumer>
-__device__ void ConsumePart(const AttentionParams& p, const WorkPlan& plan, const WorkPart& part,
-                            FinishMemory& finish, Consumer& consumer) {
-  const int heads = p.HeadsPerKv(), num_rows = part.NumRows(heads);
-  const auto unit = [&](int row) -> const WorkUnit& {
-    return plan.units[part.entry.first_unit + row / heads];
-  };
-  const KeyRange keys = KeysOf(part);
-  const bool one_group = num_rows <= kGroupRows;
-  consumer.takes_turns = !one_group;
-  if (one_group && consumer.warpgroup > 0) {
-    consumer.Skip(keys);
-  } else {
-    typename Consumer::Queries queries;
-    consumer.Fetch(queries, [&](int row) -> const BF16* {
-      const int token = row < num_rows ? unit(row).token : -1;
-      return token >= 0 ? p.Query(token, part.kv_head * heads + row % heads) : nullptr;
-    });
-    consumer.Store(queries, p.ScoreScale(part.kv_head));
-    int2 seen[2];
-    int all_begin = keys.begin_block * kBlockKeys;
+__device__ void WriteSlot(const WorkPlan& plan, const WorkPart& part, int num_rows,
+                          const Consumer& consumer) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = min(consumer.Row(h), num_rows - 1);
-      seen[h] = {0, min(part.entry.key_end, keys.end_block * kBlockKeys)};
-      if (p.sliding_window > 0) {
-        seen[h].x = unit(row).position + 1 - p.sliding_window;
-        all_begin = max(all_begin, seen[h].x);
-      }
+  for (int h = 0; h < 2; ++h) {
+    const float sum = consumer.SumOf(h), max = consumer.MaxOf(h);
+    const int row = consumer.Row(h);
+    if (row >= num_rows) continue;
+    float* slot = plan.Slot(part.slot + row, Consumer::kHeadDim);
+    float* o = slot + consumer.lane % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < Consumer::kHeadDim / 8; ++j) {
+      __stcg(reinterpret_cast<float2*>(o + 8 * j),
+             make_float2(consumer.o[4 * j + 2 * h], consumer.o[4 * j + 2 * h + 1]));
     }
-    if (p.sliding_window > 0) all_begin = consumer.MaxOfGroup(all_begin);
-    consumer.Attend(keys, all_begin, seen[0].y, [&](int h) { return seen[h]; });
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float sum = consumer.SumOf(h), max = consumer.MaxOf(h);
-      const int row = consumer.Row(h);
-      if (row >= num_rows) continue;
-      float* slot = plan.Slot(part.slot + row, Consumer::kHeadDim);
-      float* o = slot + consumer.lane % 4 * 2;
-#pragma unroll
-      for (int j = 0; j < Consumer::kHeadDim / 8; ++j) {
-        __stcg(reinterpret_cast<float2*>(o + 8 * j),
-               make_float2(consumer.o[4 * j + 2 * h], consumer.o[4 * j + 2 * h + 1]));
-      }
-      if (consumer.lane % 4 == 0) {
-        __stcg(reinterpret_cast<float2*>(slot + Consumer::kHeadDim), make_float2(max, sum));
-      }
+    if (consumer.lane % 4 == 0) {
+      __stcg(reinterpret_cast<float2*>(slot + Consumer::kHeadDim), make_float2(max, sum));
     }
   }
-  FinishPart(
-      p, plan, part, finish, threadIdx.x, 2 * kWarpgroupSize,
-      [&](int i) -> const WorkUnit& { return plan.units[part.entry.first_unit + i]; },
-      [] { SyncThreads(3, 2 * kWarpgroupSize); });
+}
+
+// A consumer warpgroup's part. before_queries() returns once the kernel before has written them.
+template <typename Consumer, typename Before>
+__device__ void ConsumeParts(const AttentionParams& p, const WorkPlan& plan, FinishMemory& finish,
+                             Consumer& consumer, Before before_queries) {
+  const HeadDivider heads(p.HeadsPerKv());
+  ItemReader<NodePart> reader{consumer.shared.ring};
+  int slot;
+  for (const NodePart* node; (node = reader.Next(slot)) != nullptr; reader.GiveBack(slot)) {
+    const WorkPart& part = node->part;
+    const WorkUnit* const units = plan.units + part.entry.first_unit;
+    const int num_rows = part.NumRows(heads.heads);
+    // One warpgroup's rows: the other lets the keys pass.
+    consumer.takes_turns = num_rows > kGroupRows;
+    if (!consumer.takes_turns && consumer.warpgroup > 0) {
+      before_queries();
+      consumer.Skip(node->keys);
+    } else {
+      typename Consumer::Queries queries;
+      consumer.Find(queries, [&](int row) -> const BF16* {
+        const int unit = heads.Unit(row);
+        const int token = row < num_rows ? units[unit].token : -1;
+        const int head = part.kv_head * heads.heads + row - unit * heads.heads;
+        return token >= 0 ? p.Query(token, head) : nullptr;
+      });
+      before_queries();
+      consumer.Fetch(queries);
+      consumer.Store(queries, p.ScoreScale(part.kv_head));
+      const int key_end = min(part.entry.key_end, node->keys.end_block * kBlockKeys);
+      const auto see = [&](int h) {
+        const int unit = heads.Unit(min(consumer.Row(h), num_rows - 1));
+        const int begin = p.sliding_window > 0 ? units[unit].position + 1 - p.sliding_window : 0;
+        return int2{begin, key_end};
+      };
+      // With a window each tile is masked: positions of other rows are not at hand.
+      const int all_begin = p.sliding_window > 0 ? key_end : 0;
+      consumer.Attend(node->keys, all_begin, key_end, see);
+      WriteSlot(plan, part, num_rows, consumer);
+    }
+    FinishPart(
+        p, plan, part, finish, threadIdx.x, 2 * kWarpgroupSize,
+        [&](int i) -> const WorkUnit& { return units[i]; },
+        [] { SyncThreads(kBothGroups, 2 * kWarpgroupSize); });
+  }
 }
 
 template <typename Shape, bool kTwoLevel>
@@ -86,8 +113,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                 const __grid_constant__ CUtensorMap v_map,
                 const __grid_constant__ AttentionParams p, const __grid_constant__ WorkPlan plan) {
   static_assert(Shape::kRows == kTileRows);
+  using Shared = NodesShared<Shape>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
-  auto& shared = *reinterpret_cast<NodesShared<Shape>*>(shared_bytes);
+  auto& shared = *reinterpret_cast<Shared*>(shared_bytes);
   constexpr int kConsumerThreads = Shape::kConsumers * kWarpgroupSize;
   if (threadIdx.x == kConsumerThreads) {
     PrefetchTensorMap(&k_map);
@@ -95,24 +123,22 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     shared.Init();
   }
   __syncthreads();
-  WorkWalk walk(plan, kTileWork);
-  WorkPart part;
   if (threadIdx.x >= kConsumerThreads) {
     LendRegisters<Shape>();
-    Produce<Shape>(p, shared, k_map, v_map, [&](KeyRange& keys) {
-      if (!walk.Next(part)) return false;
-      keys = KeysOf(part);
-      return true;
-    });
+    NodeSchedule schedule(plan);
+    Produce<Shape>(p, static_cast<TileShared<Shape, NodePart>&>(shared), k_map, v_map,
+                   [&](NodePart& part) { return schedule.Next(part); });
     WaitForPrevious();
     AllowNext();
   } else {
     BorrowRegisters<Shape>();
-    WaitForPrevious();
-    AllowNext();
-    TileConsumer<Shape, kTwoLevel> consumer{shared};
+    TileConsumer<Shape, Shared, kTwoLevel> consumer{shared};
     consumer.BeginTurns();
-    while (walk.Next(part)) ConsumePart(p, plan, part, shared.finish, consumer);
+    ConsumeParts(p, plan, shared.finish, consumer, [] {
+      WaitForPrevious();
+      AllowNext();
+    });
+    WaitForPrevious();  // a thread block without parts too
   }
 }
 

@@ -58,12 +58,13 @@ template <typename Consumer>
 __device__ void FetchQueries(const AttentionParams& p, const HeadDivider& heads,
                              const PrefillTile& tile, const Consumer& consumer,
                              typename Consumer::Queries& queries) {
-  consumer.Fetch(queries, [&](int row) -> const BF16* {
+  consumer.Find(queries, [&](int row) -> const BF16* {
     if (row >= tile.num_rows) return nullptr;
     const int unit = heads.Unit(tile.first_row + row);
     const int head = tile.first_row + row - unit * heads.heads;
     return p.Query(tile.first_token + unit, tile.keys.kv_head * heads.heads + head);
   });
+  consumer.Fetch(queries);
 }
 
 template <typename Consumer>

@@ -10,7 +10,7 @@ constexpr int kThreads = 1024, kWarps = kThreads / kWarpSize;
 constexpr int kBuckets = kThreads;  // by number of keys, the most first
 
 __global__ void __launch_bounds__(kThreads, 1)
-    PlanPrefillKernel(PagedAttentionParams p, PrefillPlan plan) {
+    PlanPrefillKernel(AttentionParams p, PrefillPlan plan) {
   __shared__ int starts[kBuckets];
   __shared__ int warp_sums[kWarps];
   const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-void PlanPrefill(const PagedAttentionParams& p, const PrefillPlan& plan, Stream stream) {
+void PlanPrefill(const AttentionParams& p, const PrefillPlan& plan, Stream stream) {
   Launch(PlanPrefillKernel, dim3(1), kThreads, 0, stream, p, plan);
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/attention.h"
+#include "kernels/cuda/attention_kernels.cuh"
 
 namespace bough::cuda {
 
@@ -31,7 +31,10 @@ struct PrefillPlan {
   }
 };
 
+// Where it lies in the workspace.
+PrefillPlan PrefillPlanIn(const AttentionParams& p);
+
 // Lists the tiles of sequences with more than one query.
-void PlanPrefill(const PagedAttentionParams& p, const PrefillPlan& plan, Stream stream);
+void PlanPrefill(const AttentionParams& p, const PrefillPlan& plan, Stream stream);
 
 }  // namespace bough::cuda

@@ -20,6 +20,8 @@ namespace bough::cuda {
 inline constexpr int kTileKeys = 128;
 inline constexpr int kGroupRows = 64;  // query rows of a warpgroup
 inline constexpr int kMaxTileShared = 227 * 1024;
+// Barriers of named threads: each warpgroup's, both's, and the turns of two (see TileConsumer).
+inline constexpr int kGroupBarrier = 1, kBothGroups = 3, kTurnBarrier = 4;
 
 template <typename CacheType, typename ElementType, int kHeadDimension, int kWarpgroups>
 struct TileShape {
@@ -361,7 +363,6 @@ struct TileConsumer {
   using Element = typename Shape::Element;
   static constexpr int kHeadDim = Shape::kHeadDim;
   static constexpr int kScores = kTileKeys / 2, kOutputs = kHeadDim / 2;  // of a thread
-  static constexpr int kTurnBarrier = 4;  // the first of two; warpgroups have 1 to 3
   // Weights up to 2^kRaise: e4m3 has its full precision from 2^-6 on. MaxOf is lower by it.
   static constexpr float kRaise = Shape::kE4M3 ? 8 : 0;
 
@@ -383,27 +384,33 @@ struct TileConsumer {
   __device__ void BeginTurns() const {
     if (warpgroup == 1) ArriveThreads(kTurnBarrier, 2 * kWarpgroupSize);
   }
-  __device__ void SyncGroup() const { SyncThreads(1 + warpgroup, kWarpgroupSize); }
+  __device__ void SyncGroup() const { SyncThreads(kGroupBarrier + warpgroup, kWarpgroupSize); }
 
   // This thread's share of the warpgroup's queries, on their way from global to shared memory.
   struct Queries {
     static constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
-    uint4 chunks[kGroupRows / kRowsAtOnce];
+    static constexpr int kChunks = kGroupRows / kRowsAtOnce;
+    const uint4* from[kChunks];  // nullptr: zeros
+    uint4 chunks[kChunks];
   };
 
-  // query(row) is a row's address, nullptr for zeros.
+  // Finds the rows; query(row) is a row's address, nullptr for zeros.
   template <typename Query>
-  __device__ void Fetch(Queries& queries, Query query) const {
+  __device__ void Find(Queries& queries, Query query) const {
     const int thread = threadIdx.x % kWarpgroupSize;
     const int first = warpgroup * kGroupRows + thread / Queries::kRowChunks;
 #pragma unroll
-    for (int i = 0; i < kGroupRows / Queries::kRowsAtOnce; ++i) {
-      const BF16* from = query(first + i * Queries::kRowsAtOnce);
-      queries.chunks[i] = {0, 0, 0, 0};
-      if (from != nullptr) {
-        queries.chunks[i] =
-            __ldg(reinterpret_cast<const uint4*>(from) + thread % Queries::kRowChunks);
-      }
+    for (int i = 0; i < Queries::kChunks; ++i) {
+      const BF16* row = query(first + i * Queries::kRowsAtOnce);
+      queries.from[i] = row == nullptr ? nullptr
+                                       : reinterpret_cast<const uint4*>(row) +
+                                             thread % Queries::kRowChunks;
+    }
+  }
+  __device__ void Fetch(Queries& queries) const {
+#pragma unroll
+    for (int i = 0; i < Queries::kChunks; ++i) {
+      queries.chunks[i] = queries.from[i] == nullptr ? uint4{0, 0, 0, 0} : __ldg(queries.from[i]);
     }
   }
 
@@ -414,7 +421,7 @@ struct TileConsumer {
     uint8_t* const to = shared.queries[warpgroup];
     SyncGroup();  // the last range's products have read theirs
 #pragma unroll
-    for (int i = 0; i < kGroupRows / Queries::kRowsAtOnce; ++i) {
+    for (int i = 0; i < Queries::kChunks; ++i) {
       const int row = first + i * Queries::kRowsAtOnce;
       if constexpr (Shape::kE4M3) {
         StoreQuantised(to, row, chunk, queries.chunks[i]);

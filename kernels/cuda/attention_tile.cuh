@@ -300,19 +300,26 @@ __device__ void Produce(const AttentionParams& p, TileShared<Shape, Item>& share
   ItemRing<Item>& ring = shared.ring;
   RingPosition<ItemRing<Item>::kItems> at;
   const bool tells = threadIdx.x % kWarpgroupSize == 0;
+  const auto tell_next = [&](Item& item) {
+    const bool found = next(item);
+    if (tells) {
+      Wait(&ring.empty[at.slot], at.phase ^ 1);
+      ring.items[at.slot] = item;
+      ring.is_end[at.slot] = !found;
+      Arrive(&ring.full[at.slot]);
+    }
+    __syncwarp();
+    at.Advance();
+    return found;
+  };
   const auto produce = [&](auto producer) {
     Item item;
-    for (bool found = true; found; at.Advance()) {
-      found = next(item);
-      if (tells) {
-        Wait(&ring.empty[at.slot], at.phase ^ 1);
-        ring.items[at.slot] = item;
-        ring.is_end[at.slot] = !found;
-        Arrive(&ring.full[at.slot]);
-      }
-      __syncwarp();
-      before_keys();
-      if (found) producer.Produce(item.keys);
+    bool found = tell_next(item);
+    before_keys();
+    while (found) {
+      const KeyRange keys = item.keys;
+      found = tell_next(item);  // first: consumers want to know it before they take in these keys
+      producer.Produce(keys);
     }
   };
   if constexpr (Shape::kWidens) {

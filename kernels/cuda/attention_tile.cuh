@@ -350,11 +350,11 @@ struct ItemReader {
 // Registers go from the producer warpgroup to the consumers, which hold scores, sums and weights.
 template <typename Shape>
 __device__ void LendRegisters() {
-  ShrinkRegisters<Shape::kWidens ? 56 : 40>();
+  ShrinkRegisters<Shape::kWidens ? 88 : 40>();
 }
 template <typename Shape>
 __device__ void BorrowRegisters() {
-  GrowRegisters<Shape::kWidens ? 224 : 232>();
+  GrowRegisters<Shape::kWidens ? 208 : 232>();
 }
 
 // Starts copying num_bytes to shared memory, and zeros up to 16 bytes.

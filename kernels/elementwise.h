@@ -47,9 +47,8 @@ struct AddRmsNormParams {
 // Rotates q and k by their position (pairs (i, i + head_dim/2), as Hugging Face checkpoints are
 // trained), in place, and puts k and v into the cache. RoFormer, arXiv 2104.09864 eq. 34:
 //   angle(p, i) = p * theta^(-2i / head_dim),  i in [0, head_dim/2)
-// Angles in f32. A slot is block * block_size + row; no two tokens share one, and tokens that share a
-// block follow one another. What is stored is k / k_scale and v / v_scale: attention multiplies them
-// back in.
+// Angles in f32. A slot is block * block_size + row; no two tokens share one. What is stored is
+// k / k_scale and v / v_scale: attention multiplies them back in.
 struct RopeAppendParams {
   void* qkv = nullptr;                    // [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]
   const int32_t* positions = nullptr;     // [num_tokens]

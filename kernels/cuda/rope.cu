@@ -3,7 +3,10 @@
 // go the same way, unrotated. The frequencies do not depend on any kernel before and are ready when
 // the first token is.
 //
-// Values of an e4m3 cache go by thread blocks of their own, the first of the grid (append_values.cuh).
+// Values of an e4m3 cache go their own ways (append_values.cuh): the grid's first thread blocks take
+// runs of tokens.
+#include <type_traits>
+
 #include "kernels/cuda/append_values.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/elementwise.h"
@@ -53,14 +56,20 @@ struct Span {
   }
 };
 
+struct NoValues {
+  __device__ NoValues(const RopeAppendParams&, int64_t) {}
+  __device__ void Store(int) {}
+};
+
 template <typename T, typename KV, int kWidth>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
-    RopeAppendKernel(RopeAppendParams p, ValueBlocks values) {
+    RopeAppendKernel(RopeAppendParams p, int num_run_blocks, int blocks_per_run) {
   constexpr bool kE4M3 = sizeof(KV) == 1;
-  if (static_cast<int>(blockIdx.x) < values.num_blocks) {
+  if (static_cast<int>(blockIdx.x) < num_run_blocks) {
     WaitForPrevious();
     AllowNext();
-    if (kE4M3) AppendValues<T>(p, values);
+    const int pair = blockIdx.x % blocks_per_run * blockDim.x + threadIdx.x;
+    if (kE4M3) AppendRun<T>(p, blockIdx.x / blocks_per_run, pair);
     return;
   }
   const int half = p.head_dim / 2;
@@ -80,8 +89,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
   const int spans_per_half = half / kWidth;
   const int num_spans = (kE4M3 ? num_rotated : num_heads) * spans_per_half;
   int buffer = 0;  // two, so that one barrier a token is enough
-  const int num_blocks = gridDim.x - values.num_blocks;
-  for (int64_t t = blockIdx.x - values.num_blocks; t < p.num_tokens; t += num_blocks, buffer ^= 1) {
+  const int num_blocks = gridDim.x - num_run_blocks;
+  for (int64_t t = blockIdx.x - num_run_blocks; t < p.num_tokens; t += num_blocks, buffer ^= 1) {
     T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
     const auto elements = [&](int u) {
       return row + u / spans_per_half * p.head_dim + u % spans_per_half * kWidth;
@@ -91,11 +100,14 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
       a = Span<kWidth>::Load(elements(threadIdx.x));
       b = Span<kWidth>::Load(elements(threadIdx.x) + half);
     }
+    using Values = std::conditional_t<kE4M3, ValueBytes<T>, NoValues>;
+    Values values(p, t);
     float2* rotation = shared + buffer * half;  // [half] cosine, sine
     const int position = p.positions[t], slot = p.slot_mapping[t];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
       sincosf(static_cast<float>(position) * inv_freq[i], &rotation[i].y, &rotation[i].x);
     }
+    if (kE4M3 && !(num_run_blocks > 0 && IsInRun(p, t)) && slot >= 0) values.Store(slot);
     __syncthreads();
 
     for (int u = threadIdx.x; u < num_spans; u += blockDim.x) {
@@ -139,11 +151,11 @@ void LaunchRope(const RopeAppendParams& p, Stream stream) {
   const int num_spans = (p.num_heads + 2 * p.num_kv_heads) * (p.head_dim / 2) / (wide ? kVec : 1);
   const int num_threads = std::min(kMaxThreads, CeilDiv(num_spans, kWarpSize) * kWarpSize);
   const size_t shared_bytes = p.head_dim / 2 * (2 * sizeof(float2) + sizeof(float));
-  ValueBlocks values;
-  if (sizeof(KV) == 1) values = DivideValues(p, num_threads);
+  const int blocks_per_run = CeilDiv(p.num_kv_heads * p.head_dim / 2, num_threads);
+  const int num_run_blocks = sizeof(KV) == 1 ? p.num_tokens / kRun * blocks_per_run : 0;
   Launch(wide ? RopeAppendKernel<T, KV, kVec> : RopeAppendKernel<T, KV, 1>,
-         values.num_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream,
-         p, values);
+         num_run_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream, p,
+         num_run_blocks, blocks_per_run);
 }
 
 }  // namespace

@@ -101,10 +101,10 @@ class ValueBytes {
   T x_[kAtOnce];
 };
 
-template <typename T>
-struct alignas(2 * sizeof(T)) ValuePair {
-  T a, b;
-};
+__device__ inline float2 LoadPair(const float* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ inline float2 LoadPair(const BF16* p) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+}
 
 // The values of the run that begins in a window, if one does. Each thread takes two dims of all 16
 // tokens, the `pair`th.
@@ -114,22 +114,24 @@ __device__ void AppendRun(const RopeAppendParams& p, int64_t window, int pair) {
   const int dim = 2 * pair;
   if (first < 0 || dim >= p.num_kv_heads * p.head_dim) return;
   const int64_t row_size = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
-  const T* v = ValuesOf<T>(p, first) + dim;
-  ValuePair<T> x[kRun];
+  const T* const v = ValuesOf<T>(p, first) + dim;
+  float2 x[kRun];
 #pragma unroll
-  for (int i = 0; i < kRun; ++i, v += row_size) x[i] = *reinterpret_cast<const ValuePair<T>*>(v);
+  for (int i = 0; i < kRun; ++i) x[i] = LoadPair(v + i * row_size);
+  if (p.v_scale != nullptr) {
+    const float scale = p.v_scale[dim / p.head_dim];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) x[i] = make_float2(x[i].x / scale, x[i].y / scale);
+  }
   static_assert(ValueColumn(2) == 4 && ValueColumn(1) == 1 && ValueColumn(8) == 2,
                 "word q has keys 2q, 2q + 1, 2q + 8, 2q + 9");
-  const auto pack = [&](T a, T b) {
-    return PackPair(ScaledValue(p, ToFloat(a), dim), ScaledValue(p, ToFloat(b), dim),
-                    static_cast<E4M3*>(nullptr));
-  };
+  E4M3* const e4m3 = nullptr;
   uint32_t words[2][kRun / 4];
 #pragma unroll
   for (int q = 0; q < kRun / 4; ++q) {
-    const ValuePair<T>&a = x[2 * q], &b = x[2 * q + 1], &c = x[2 * q + 8], &e = x[2 * q + 9];
-    words[0][q] = pack(a.a, b.a) | pack(c.a, e.a) << 16;
-    words[1][q] = pack(a.b, b.b) | pack(c.b, e.b) << 16;
+    const float2 a = x[2 * q], b = x[2 * q + 1], c = x[2 * q + 8], e = x[2 * q + 9];
+    words[0][q] = PackPair(a.x, b.x, e4m3) | PackPair(c.x, e.x, e4m3) << 16;
+    words[1][q] = PackPair(a.y, b.y, e4m3) | PackPair(c.y, e.y, e4m3) << 16;
   }
   const int slot = p.slot_mapping[first];
   uint8_t* const out = ValueRow(p, slot, dim) + slot % p.block_size;

@@ -3,10 +3,8 @@
 // go the same way, unrotated. The frequencies do not depend on any kernel before and are ready when
 // the first token is.
 //
-// Values of an e4m3 cache go their own ways (append_values.cuh): the grid's first thread blocks take
-// runs of tokens.
-#include <type_traits>
-
+// Values of an e4m3 cache go their own ways (append_values.cuh), some of them by the grid's first
+// thread blocks.
 #include "kernels/cuda/append_values.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/elementwise.h"
@@ -56,20 +54,14 @@ struct Span {
   }
 };
 
-struct NoValues {
-  __device__ NoValues(const RopeAppendParams&, int64_t) {}
-  __device__ void Store(int) {}
-};
-
 template <typename T, typename KV, int kWidth>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
-    RopeAppendKernel(RopeAppendParams p, int num_run_blocks, int blocks_per_run) {
+    RopeAppendKernel(RopeAppendParams p, ValueBlocks value_blocks) {
   constexpr bool kE4M3 = sizeof(KV) == 1;
-  if (static_cast<int>(blockIdx.x) < num_run_blocks) {
+  if (static_cast<int>(blockIdx.x) < value_blocks.num_blocks) {
     WaitForPrevious();
     AllowNext();
-    const int pair = blockIdx.x % blocks_per_run * blockDim.x + threadIdx.x;
-    if (kE4M3) AppendRun<T>(p, blockIdx.x / blocks_per_run, pair);
+    if (kE4M3) AppendValues<T>(p, value_blocks);
     return;
   }
   const int half = p.head_dim / 2;
@@ -89,8 +81,11 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
   const int spans_per_half = half / kWidth;
   const int num_spans = (kE4M3 ? num_rotated : num_heads) * spans_per_half;
   int buffer = 0;  // two, so that one barrier a token is enough
-  const int num_blocks = gridDim.x - num_run_blocks;
-  for (int64_t t = blockIdx.x - num_run_blocks; t < p.num_tokens; t += num_blocks, buffer ^= 1) {
+  const int num_blocks = gridDim.x - value_blocks.num_blocks;
+  const bool takes_values = kE4M3 && p.num_tokens > kFewTokens;
+  const bool is_prompt = p.num_tokens > kPromptTokens;
+  for (int64_t t = blockIdx.x - value_blocks.num_blocks; t < p.num_tokens;
+       t += num_blocks, buffer ^= 1) {
     T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
     const auto elements = [&](int u) {
       return row + u / spans_per_half * p.head_dim + u % spans_per_half * kWidth;
@@ -100,14 +95,17 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
       a = Span<kWidth>::Load(elements(threadIdx.x));
       b = Span<kWidth>::Load(elements(threadIdx.x) + half);
     }
-    using Values = std::conditional_t<kE4M3, ValueBytes<T>, NoValues>;
-    Values values(p, t);
+    ValueBytes<T> values(p, t, 0, p.num_kv_heads * p.head_dim);
+    if (takes_values && !is_prompt) values.Load();
     float2* rotation = shared + buffer * half;  // [half] cosine, sine
     const int position = p.positions[t], slot = p.slot_mapping[t];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
       sincosf(static_cast<float>(position) * inv_freq[i], &rotation[i].y, &rotation[i].x);
     }
-    if (kE4M3 && !(num_run_blocks > 0 && IsInRun(p, t)) && slot >= 0) values.Store(slot);
+    if (takes_values && !IsInRun(p, t) && slot >= 0) {
+      if (is_prompt) values.Load();
+      values.Store(slot);
+    }
     __syncthreads();
 
     for (int u = threadIdx.x; u < num_spans; u += blockDim.x) {
@@ -151,11 +149,11 @@ void LaunchRope(const RopeAppendParams& p, Stream stream) {
   const int num_spans = (p.num_heads + 2 * p.num_kv_heads) * (p.head_dim / 2) / (wide ? kVec : 1);
   const int num_threads = std::min(kMaxThreads, CeilDiv(num_spans, kWarpSize) * kWarpSize);
   const size_t shared_bytes = p.head_dim / 2 * (2 * sizeof(float2) + sizeof(float));
-  const int blocks_per_run = CeilDiv(p.num_kv_heads * p.head_dim / 2, num_threads);
-  const int num_run_blocks = sizeof(KV) == 1 ? p.num_tokens / kRun * blocks_per_run : 0;
+  ValueBlocks value_blocks;
+  if (sizeof(KV) == 1) value_blocks = DivideValues(p, num_threads);
   Launch(wide ? RopeAppendKernel<T, KV, kVec> : RopeAppendKernel<T, KV, 1>,
-         num_run_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes, stream, p,
-         num_run_blocks, blocks_per_run);
+         value_blocks.num_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes,
+         stream, p, value_blocks);
 }
 
 }  // namespace

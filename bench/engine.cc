@@ -5,7 +5,8 @@
 //   bench-engine --device=cuda --model=bench/models/mixtral-8x7b --load_format=dummy
 //     --quantization=fp8 --kv_cache_dtype=fp8 --out=bench/results/h200/engine_mixtral_fp8.json
 //
-// Cases (--cases) and what they mean: engine_cases.h.
+// Cases (--cases) and what they mean: engine_cases.h. --scenario=bifurcated runs the founding tables
+// instead: engine_bifurcated.h.
 // Medians. A case's floor is max(bytes / read ceiling, FLOPs / their ceilings), where every weight
 // that the step needs and every KV block is read once; that of `mixed` is a rate.
 // Each case is printed, and the file written anew, as soon as it is measured.
@@ -27,6 +28,7 @@
 #include "bench/ceilings.h"
 #include "bench/device_ceilings.h"
 #include "bench/engine_bench.h"
+#include "bench/engine_bifurcated.h"
 #include "bench/engine_cases.h"
 #include "bench/engine_cost.h"
 #include "bench/results.h"
@@ -48,11 +50,13 @@ ABSL_FLAG(int64_t, kv_cache_memory_bytes, 0, "as bough-worker's");
 ABSL_FLAG(int, tp_size, 1, "as bough-worker's");
 ABSL_FLAG(int, ep_size, 1, "as bough-worker's");
 ABSL_FLAG(int, max_num_batched_tokens, 0, "as bough-worker's; 0 = 2048, on a GPU 8192");
-ABSL_FLAG(int, max_num_seqs, 0, "as bough-worker's; 0 = 256, on a GPU 512");
+ABSL_FLAG(int, max_num_seqs, 0, "as bough-worker's; 0 = 256, on a GPU 512 or 2048 (bifurcated)");
 ABSL_FLAG(int, max_model_len, 0, "as bough-worker's");
+ABSL_FLAG(bool, enable_fp8_attention, false, "as bough-worker's");
 ABSL_FLAG(bool, enforce_eager, false, "no CUDA graphs");
 ABSL_FLAG(int, threads, 0, "threads of the CPU's kernels per rank; 0 = cores / ranks");
 ABSL_FLAG(int, context, 0, "tokens before a decode step; 0 = 64, on a GPU 1024");
+ABSL_FLAG(std::string, scenario, "", "bifurcated: the founding tables; empty: engine_cases.h's");
 ABSL_FLAG(std::vector<std::string>, cases, {}, "see above; empty: the device's usual ones");
 ABSL_FLAG(std::string, out, "", "path of the JSON file; empty: print only");
 ABSL_FLAG(std::string, git, "", "commit, where the working directory is no checkout");
@@ -62,21 +66,39 @@ namespace {
 
 constexpr int kConcurrency = 192, kTokensIn = 1024, kTokensOut = 50;  // of `mixed`
 
+ModelRunnerOptions RunnerOptions() {
+  const bool is_cuda = absl::GetFlag(FLAGS_device) == "cuda";
+  const bool is_bifurcated = absl::GetFlag(FLAGS_scenario) == "bifurcated";
+  ModelRunnerOptions options;
+  options.model_dir = absl::GetFlag(FLAGS_model);
+  options.device = absl::GetFlag(FLAGS_device);
+  options.quantization = absl::GetFlag(FLAGS_quantization);
+  options.kv_cache_dtype = absl::GetFlag(FLAGS_kv_cache_dtype);
+  options.load_format = absl::GetFlag(FLAGS_load_format);
+  options.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
+  options.kv_cache_memory_bytes = absl::GetFlag(FLAGS_kv_cache_memory_bytes);
+  options.tp_size = absl::GetFlag(FLAGS_tp_size);
+  options.ep_size = absl::GetFlag(FLAGS_ep_size);
+  options.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+  if (options.max_num_batched_tokens == 0) options.max_num_batched_tokens = is_cuda ? 8192 : 2048;
+  options.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
+  if (options.max_num_seqs == 0) options.max_num_seqs = is_bifurcated ? 2048 : is_cuda ? 512 : 256;
+  options.max_model_len = absl::GetFlag(FLAGS_max_model_len);
+  options.enable_fp8_attention = absl::GetFlag(FLAGS_enable_fp8_attention);
+  options.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
+  return options;
+}
+
 // One run of the program: what was asked for, and what came out so far.
 class Run {
  public:
   Run(MpiGroup* group, std::string command) : group_(group) {
     results_.command = std::move(command);
     results_.git = absl::GetFlag(FLAGS_git);
-    const int max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
-    const int max_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+    const ModelRunnerOptions runner = RunnerOptions();
     const int context = absl::GetFlag(FLAGS_context);
-    options_ = {.max_num_seqs = max_num_seqs > 0 ? max_num_seqs
-                                : is_cuda_       ? 512
-                                                 : 256,
-                .max_num_batched_tokens = max_tokens > 0 ? max_tokens
-                                          : is_cuda_     ? 8192
-                                                         : 2048,
+    options_ = {.max_num_seqs = runner.max_num_seqs,
+                .max_num_batched_tokens = runner.max_num_batched_tokens,
                 .context = context > 0 ? context
                            : is_cuda_  ? 1024
                                        : 64};
@@ -163,20 +185,7 @@ class Run {
   // Loads a model on all ranks, lets rank 0 work with it and drops it.
   void WithModel(bool bifurcated, OpTimes* op_times,
                  const std::function<void(EngineBench*)>& work) {
-    ModelRunnerOptions options;
-    options.model_dir = absl::GetFlag(FLAGS_model);
-    options.device = absl::GetFlag(FLAGS_device);
-    options.quantization = absl::GetFlag(FLAGS_quantization);
-    options.kv_cache_dtype = absl::GetFlag(FLAGS_kv_cache_dtype);
-    options.load_format = absl::GetFlag(FLAGS_load_format);
-    options.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
-    options.kv_cache_memory_bytes = absl::GetFlag(FLAGS_kv_cache_memory_bytes);
-    options.tp_size = absl::GetFlag(FLAGS_tp_size);
-    options.ep_size = absl::GetFlag(FLAGS_ep_size);
-    options.max_num_batched_tokens = options_.max_num_batched_tokens;
-    options.max_num_seqs = options_.max_num_seqs;
-    options.max_model_len = absl::GetFlag(FLAGS_max_model_len);
-    options.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
+    ModelRunnerOptions options = RunnerOptions();
     options.enable_bifurcated_attention = bifurcated;
     options.op_times = op_times;
     const absl::Time start = MonotonicNow();
@@ -370,5 +379,13 @@ int main(int argc, char** argv) {
   const auto group = bough::MpiGroup::Init(&argc, &argv);
   const std::string command = bough::CommandLine(argc, argv);
   absl::ParseCommandLine(argc, argv);
+  if (absl::GetFlag(FLAGS_scenario) == "bifurcated") {
+    return bough::RunBifurcatedBench({.model = bough::RunnerOptions(),
+                                      .cells = absl::GetFlag(FLAGS_cases),
+                                      .out = absl::GetFlag(FLAGS_out),
+                                      .command = command,
+                                      .git = absl::GetFlag(FLAGS_git)},
+                                     group.get());
+  }
   return bough::Run(group.get(), command).Main();
 }

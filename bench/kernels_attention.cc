@@ -1,195 +1,163 @@
-// Times the CUDA attention ops at Mixtral's shape, 32 query and 8 KV heads of 128:
+// Times the CUDA attention at the shapes of Mixtral-8x7B and the 7B models:
 //
-//   bench-kernels-attention [decode|bifurcated|prefill]
+//   bench-kernels-attention --list | python3 bench/attention_peers.py --out=peers.json
+//   bench-kernels-attention --peers=peers.json --out=bench/results/h200/kernels_attention.json
 //
-// Each case is a CUDA graph of launches that take turns over the caches of several layers, larger in
-// sum than the L2 cache, so keys come from memory as they do in a model. Prints the median time of a
-// launch, the unique KV bytes it has to read per second and their share of this GPU's read ceiling,
-// 4.6 TB/s, and the FLOPs that its (query, key) pairs need per second.
-#include <algorithm>
+// Cases: attention_cases.h; how each is timed: attention_run.h. The peers (what torch has for the same
+// shapes, on the same GPU) are measured by the first command; without them the second one measures
+// ours alone. Ends with 1 when a case's error is beyond what its precision allows.
 #include <cstdio>
-#include <cstring>
-#include <functional>
-#include <random>
-#include <vector>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
 
-#include "kernels/attention.h"
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "bench/attention_cases.h"
+#include "bench/attention_run.h"
+#include "bench/device_ceilings.h"
+#include "bench/results.h"
+#include "common/check.h"
 #include "kernels/cuda/cuda_check.h"
+
+ABSL_FLAG(bool, list, false, "print what peers may measure, a line each, and exit");
+ABSL_FLAG(std::string, peers, "", "JSON of attention_peers.py; empty: none");
+ABSL_FLAG(std::string, only, "", "cases whose names contain this; empty: all");
+ABSL_FLAG(std::string, out, "", "path of the JSON file; empty: print only");
+ABSL_FLAG(std::string, git, "", "commit, where the working directory is no checkout");
 
 namespace bough {
 namespace {
 
-constexpr int kNumHeads = 32, kNumKvHeads = 8, kHeadDim = 128, kBlockSize = 64;
-constexpr int kQStride = (kNumHeads + 2 * kNumKvHeads) * kHeadDim;
-constexpr double kReadBytesPerSecond = 4.6e12;
-constexpr int64_t kRotatedBytes = int64_t{1} << 30;
+constexpr int64_t kKvBytes = int64_t{8} << 30;
+constexpr double kReadTbPerSecond = 4.6;
+// Of e4m3 products: 2^-4 / sqrt(3) rms of q and of the weights each, 3.6e-2 in all.
+constexpr double kMaxFp8Error = 4e-2, kMaxError = 1e-2;
 
-// Random elements of moderate size: bf16 in +-[0.5, 1), e4m3 in +-[2^-3, 2^-1).
-std::vector<uint16_t> SomeElements(bool e4m3) {
-  std::mt19937 random(1);
-  std::vector<uint16_t> elements((8 << 20) -
-                                 1);  // odd: what repeats them is not periodic in blocks
-  for (uint16_t& x : elements) {
-    const auto bits = static_cast<uint16_t>(random());
-    x = e4m3 ? 0x2020 | (bits & 0x8f8f) : 0x3f00 | (bits & 0x807f);
-  }
-  return elements;
+std::string DeviceName() {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  return properties.name;
 }
 
-class DeviceMemory {
+class Bench {
  public:
-  explicit DeviceMemory(int64_t num_bytes) { CUDA_CHECK(cudaMalloc(&data_, num_bytes)); }
-  explicit DeviceMemory(const std::vector<int32_t>& values) : DeviceMemory(values.size() * 4) {
-    CUDA_CHECK(cudaMemcpy(data_, values.data(), values.size() * 4, cudaMemcpyHostToDevice));
-  }
-  ~DeviceMemory() { CUDA_CHECK(cudaFree(data_)); }
-  DeviceMemory(const DeviceMemory&) = delete;
-
-  char* data() const { return static_cast<char*>(data_); }
-  int32_t* ints() const { return static_cast<int32_t*>(data_); }
-  void Fill(int64_t num_bytes, bool e4m3) const {
-    const std::vector<uint16_t> elements = SomeElements(e4m3);
-    const int64_t step = static_cast<int64_t>(elements.size()) * 2;
-    CUDA_CHECK(cudaMemcpy(data(), elements.data(), std::min(step, num_bytes), cudaMemcpyDefault));
-    for (int64_t at = step; at < num_bytes; at += step) {
-      CUDA_CHECK(cudaMemcpyAsync(data() + at, data(), std::min(step, num_bytes - at),
-                                 cudaMemcpyDeviceToDevice));
+  explicit Bench(std::string command) : kv_(kKvBytes) {
+    results_.scenario = "kernels_attention";
+    results_.command = std::move(command);
+    results_.git = absl::GetFlag(FLAGS_git);
+    results_.device = DeviceName();
+    results_.ceilings = {{"read_gbps", MeasureDeviceReadGbps()},
+                         {"copy_gbps", MeasureDeviceCopyGbps()}};
+    results_.reference_ceilings = {
+        {"read_gbps", 1e3 * kReadTbPerSecond}, {"fp8_gflops", 1.45e6}, {"bf16_gflops", 774e3}};
+    ReadPeers();
+    std::printf("%s\n", results_.device.c_str());
+    for (const auto& [name, value] : results_.ceilings) {
+      std::printf("%s %.0f\n", name.c_str(), value);
     }
+  }
+
+  int Main() {
+    for (const AttentionCase& c : AttentionCases()) {
+      if (!absl::StrContains(c.name(), absl::GetFlag(FLAGS_only))) continue;
+      if (c.kv_dtype() != filled_) kv_.FillNormal(filled_ = c.kv_dtype());
+      Run(c);
+    }
+    const std::string out = absl::GetFlag(FLAGS_out);
+    const bool written = out.empty() || WriteFile(out, ToJson(results_));
+    return written && all_right_ ? 0 : 1;
   }
 
  private:
-  void* data_ = nullptr;
+  // {"ceilings": {name: value}, "peers": {case's peer_key: {peer: us}}}
+  void ReadPeers() {
+    const std::string path = absl::GetFlag(FLAGS_peers);
+    if (path.empty()) return;
+    std::ifstream file(path);
+    CHECK(file.good()) << path;
+    const nlohmann::json json = nlohmann::json::parse(file);
+    for (const auto& [name, value] : json.at("ceilings").items()) {
+      results_.ceilings[name] = value.get<double>();
+    }
+    peers_ = json.at("peers").get<decltype(peers_)>();
+  }
+
+  void Run(const AttentionCase& c) {
+    AttentionRun run(c, kv_);
+    const double us = run.LayerUs(), plan_us = run.PlanUs(), error = run.RelativeError();
+    BenchCase result = {.name = c.name(), .value = us, .unit = "us", .floor = c.floor_us()};
+    if (c.gate_us > 0) result.gate = c.gate_us;
+    const double tb_per_second = static_cast<double>(c.kv_bytes()) / us * 1e-6;
+    result.more = {{"kv_tb_per_s", tb_per_second},
+                   {"share_of_read_ceiling", tb_per_second / kReadTbPerSecond},
+                   {"tflops", c.flops() / us * 1e-6},
+                   {"relative_error", error},
+                   {"plan_us", plan_us}};
+    if (c.compares) {
+      result.peer = "plain attention";
+      result.peer_value = run.LayerUs(false);
+      if (c.gate_over_plain > 0) result.gate = c.gate_over_plain * result.peer_value;
+    } else {
+      AddPeers(c, &result);
+    }
+    const bool right =
+        error <= (c.precision == AttentionPrecision::kFp8 ? kMaxFp8Error : kMaxError);
+    all_right_ = all_right_ && right;
+    Print(result, right);
+    results_.cases.push_back(std::move(result));
+  }
+
+  // The quickest is the peer; the others' times stand beside it.
+  void AddPeers(const AttentionCase& c, BenchCase* result) const {
+    const auto found = peers_.find(c.peer_key());
+    if (found == peers_.end()) return;
+    for (const auto& [name, us] : found->second) {
+      if (result->peer.empty() || us < result->peer_value) {
+        result->peer = name;
+        result->peer_value = us;
+      }
+    }
+    for (const auto& [name, us] : found->second) {
+      if (name != result->peer) result->more.emplace_back(absl::StrCat(name, ", us"), us);
+    }
+    if (c.kind == "decode" && c.precision == AttentionPrecision::kBF16) {
+      result->gate = result->peer_value;
+    }
+  }
+
+  static void Print(const BenchCase& c, bool right) {
+    std::printf("%-52s %8.1f us  floor x %5.2f", c.name.c_str(), c.value, c.value / c.floor);
+    for (const auto& [name, value] : c.more) {
+      if (!absl::StrContains(name, ',')) std::printf("  %s %.3g", name.c_str(), value);
+    }
+    if (c.gate) std::printf("  %s %.1f", c.value <= *c.gate ? "keeps" : "MISSES", *c.gate);
+    if (!c.peer.empty()) std::printf("  %s %.1f us", c.peer.c_str(), c.peer_value);
+    std::printf("%s\n", right ? "" : "  WRONG");
+    std::fflush(stdout);
+  }
+
+  const GpuMemory kv_;
+  DType filled_ = DType::kF32;  // what kv_ holds; at first nothing that a case takes
+  std::map<std::string, std::map<std::string, double>> peers_;
+  BenchResults results_;
+  bool all_right_ = true;
 };
 
-// Median seconds of launch(i), i counting launches.
-double Time(const std::function<void(int, cudaStream_t)>& launch, int num_launches) {
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  cudaEvent_t begin, end;
-  CUDA_CHECK(cudaStreamCreate(&stream));
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
-  CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int i = 0; i < num_launches; ++i) launch(i, stream);
-  CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-  CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-  std::vector<double> seconds;
-  for (int round = 0; round < 8; ++round) {
-    CUDA_CHECK(cudaEventRecord(begin, stream));
-    CUDA_CHECK(cudaGraphLaunch(exec, stream));
-    CUDA_CHECK(cudaEventRecord(end, stream));
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    float ms = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (round > 0) seconds.push_back(ms / 1e3 / num_launches);  // the first warms up
-  }
-  CUDA_CHECK(cudaGraphExecDestroy(exec));
-  CUDA_CHECK(cudaGraphDestroy(graph));
-  CUDA_CHECK(cudaEventDestroy(begin));
-  CUDA_CHECK(cudaEventDestroy(end));
-  CUDA_CHECK(cudaStreamDestroy(stream));
-  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
-  return seconds[seconds.size() / 2];
-}
-
-struct Case {
-  const char* name;
-  DType kv_dtype;
-  int num_seqs, num_q, shared_len, own_len;
-};
-
-void Run(const Case& c) {
-  const int len = c.shared_len + c.own_len, num_tokens = c.num_seqs * c.num_q;
-  const int max_blocks = (len + kBlockSize - 1) / kBlockSize;
-  const int shared_blocks = c.shared_len / kBlockSize, own_blocks = max_blocks - shared_blocks;
-  const int num_blocks = shared_blocks + c.num_seqs * own_blocks;
-  const int64_t key_bytes = int64_t{2} * kNumKvHeads * kHeadDim * SizeOf(c.kv_dtype);
-  const int64_t layer_bytes = key_bytes * kBlockSize * num_blocks;
-  const int num_layers = static_cast<int>(std::clamp<int64_t>(kRotatedBytes / layer_bytes, 2, 64));
-  const int num_launches = num_layers < 8 ? 8 : num_layers;
-
-  std::vector<int32_t> block_tables, cu_seqlens_q = {0}, seqlens_kv, groups = {0, c.num_seqs};
-  for (int s = 0; s < c.num_seqs; ++s) {
-    for (int b = 0; b < max_blocks; ++b) {
-      const int own = shared_blocks + (b - shared_blocks) * c.num_seqs + s;  // scattered
-      block_tables.push_back(b < shared_blocks ? b : own);
+// Shapes that torch's ops take: one length, at most one shared context.
+void PrintList() {
+  for (const AttentionCase& c : AttentionCases()) {
+    const bool bf16 = c.precision == AttentionPrecision::kBF16;
+    if (!bf16 || c.compares || c.kind == "speculate" || absl::StrContains(c.shape, "skew") ||
+        (c.kind == "prefill" && c.num_q != c.seqlens[0])) {
+      continue;
     }
-    cu_seqlens_q.push_back((s + 1) * c.num_q);
-    seqlens_kv.push_back(len);
-  }
-  const DeviceMemory tables(block_tables), cu(cu_seqlens_q), lens(seqlens_kv), starts(groups);
-  const DeviceMemory prefix(std::vector<int32_t>{c.shared_len});
-  const DeviceMemory q(int64_t{num_tokens} * kQStride * 2),
-      o(int64_t{num_tokens} * kNumHeads * 256);
-  const DeviceMemory kv(layer_bytes * num_layers);
-  const int64_t workspace_bytes = cuda::AttentionWorkspaceBytes(c.num_seqs, kNumHeads, kHeadDim);
-  const DeviceMemory workspace(workspace_bytes);
-  q.Fill(int64_t{num_tokens} * kQStride * 2, false);
-  kv.Fill(layer_bytes * num_layers, c.kv_dtype == DType::kF8E4M3);
-  CUDA_CHECK(cudaMemset(workspace.data(), 0, workspace_bytes));
-
-  const auto set = [&](auto& p, int launch) {
-    p.q = q.data();
-    p.k_cache = kv.data() + launch % num_layers * layer_bytes;
-    p.v_cache = kv.data() + launch % num_layers * layer_bytes + layer_bytes / 2;
-    p.block_tables = tables.ints();
-    p.seqlens_kv = lens.ints();
-    p.o = o.data();
-    p.workspace = workspace.data();
-    p.num_seqs = c.num_seqs;
-    p.num_heads = kNumHeads;
-    p.num_kv_heads = kNumKvHeads;
-    p.head_dim = kHeadDim;
-    p.block_size = kBlockSize;
-    p.max_blocks = max_blocks;
-    p.q_stride = kQStride;
-    p.sm_scale = 0.088f;
-    p.dtype = DType::kBF16;
-    p.kv_dtype = c.kv_dtype;
-  };
-  const double seconds = Time(
-      [&](int i, cudaStream_t stream) {
-        if (c.shared_len > 0) {
-          BifurcatedAttentionParams p;
-          set(p, i);
-          p.group_start = starts.ints();
-          p.prefix_len = prefix.ints();
-          p.num_groups = 1;
-          cuda::BifurcatedAttention(p, stream);
-        } else {
-          PagedAttentionParams p;
-          set(p, i);
-          p.cu_seqlens_q = cu.ints();
-          p.max_seqlen_q = c.num_q;
-          cuda::PagedAttention(p, stream);
-        }
-      },
-      num_launches);
-
-  const double bytes = 1.0 * key_bytes * (c.shared_len + 1.0 * c.num_seqs * c.own_len);
-  const double pairs_per_seq = c.num_q == 1 ? len : c.num_q * (len - (c.num_q - 1) / 2.0);
-  const double flops = 4.0 * kNumHeads * kHeadDim * c.num_seqs * pairs_per_seq;
-  std::printf(
-      "%-10s %-7s b=%-3d q=%-5d shared=%-5d own=%-5d %9.1f us %6.2f TB/s %4.0f %% %6.1f TF\n",
-      c.name, Name(c.kv_dtype), c.num_seqs, c.num_q, c.shared_len, c.own_len, seconds * 1e6,
-      bytes / seconds / 1e12, 100 * bytes / seconds / kReadBytesPerSecond, flops / seconds / 1e12);
-  std::fflush(stdout);
-}
-
-void RunAll(const char* only) {
-  std::vector<Case> cases;
-  for (DType kv : {DType::kBF16, DType::kF8E4M3}) {
-    for (int len : {1024, 8192}) {
-      for (int b : {1, 8, 64, 256}) cases.push_back({"decode", kv, b, 1, 0, len});
-    }
-    cases.push_back({"decode", kv, 512, 1, 0, 1024});
-    for (int b : {4, 16, 64, 256}) cases.push_back({"bifurcated", kv, b, 1, 8192, 64});
-    for (int q : {1024, 4096, 16384}) cases.push_back({"prefill", kv, 1, q, 0, q});
-    cases.push_back({"prefill", kv, 1, 1024, 0, 16384});
-  }
-  for (const Case& c : cases) {
-    if (only == nullptr || std::strcmp(only, c.name) == 0) Run(c);
+    std::printf("%s %d %d %d %d %d %d\n", c.peer_key().c_str(), c.num_heads, c.num_kv_heads,
+                c.num_seqs(), c.num_q, c.own_begin[0], c.seqlens[0] - c.own_begin[0]);
   }
 }
 
@@ -197,6 +165,11 @@ void RunAll(const char* only) {
 }  // namespace bough
 
 int main(int argc, char** argv) {
-  bough::RunAll(argc > 1 ? argv[1] : nullptr);
-  return 0;
+  const std::string command = bough::CommandLine(argc, argv);
+  absl::ParseCommandLine(argc, argv);
+  if (absl::GetFlag(FLAGS_list)) {
+    bough::PrintList();
+    return 0;
+  }
+  return bough::Bench(command).Main();
 }

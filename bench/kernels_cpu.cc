@@ -106,70 +106,53 @@ class Bench {
         2.0 * num_rows * n * k, 2.0 * active * n * k + 4.0 * num_rows * (n + k));
   }
 
-  // num_seqs sequences of num_q queries and seqlen keys, of which prefix_len are shared; prefix_len
-  // < 0 takes PagedAttention, which does not use what is shared.
-  void Attention(const std::string& name, int num_seqs, int num_q, int seqlen, int prefix_len) {
+  // num_seqs sequences of num_q queries and seqlen keys, of which `shared` are read once for all.
+  void Attention(const std::string& name, int num_seqs, int num_q, int seqlen, int shared,
+                 DType kv_dtype) {
     const int max_blocks = (seqlen + kBlockSize - 1) / kBlockSize;
     const int blocks_per_run = num_seqs * max_blocks;
     const int64_t block_elements = int64_t{kNumKvHeads} * kBlockSize * kHeadDim;
-    const int copies = std::max<int>(
-        1, static_cast<int>(kWorkingSetBytes / (4 * block_elements * blocks_per_run)));
-    const std::vector<uint16_t> cache = SomeBF16(2 * copies * blocks_per_run * block_elements);
+    const int64_t block_bytes = block_elements * static_cast<int64_t>(SizeOf(kv_dtype));
+    const int copies =
+        std::max<int>(1, static_cast<int>(kWorkingSetBytes / (2 * block_bytes * blocks_per_run)));
+    const std::vector<uint16_t> cache = SomeBF16(copies * blocks_per_run * block_bytes);
+    const uint16_t* const v_cache = &cache[cache.size() / 2];
 
     std::vector<int32_t> tables(blocks_per_run * copies), cu_seqlens_q(num_seqs + 1);
     std::iota(tables.begin(), tables.end(), 0);
     for (int s = 0; s <= num_seqs; ++s) cu_seqlens_q[s] = s * num_q;
-    const std::vector<int32_t> seqlens(num_seqs, seqlen), group_start = {0, num_seqs};
+    const std::vector<int32_t> seqlens(num_seqs, seqlen), own_begin(num_seqs, shared);
+    const SharedNode node = {0, num_seqs, 0, shared};
     const int num_tokens = num_seqs * num_q, width = kNumHeads * kHeadDim;
     const std::vector<float> q = RandomFloats(int64_t{num_tokens} * width);
     std::vector<float> o(q.size());
     const double seconds = BestSeconds([&](int run) {
       const int32_t* block_tables = &tables[run % copies * blocks_per_run];
-      const uint16_t* v_cache = &cache[copies * blocks_per_run * block_elements];
-      if (prefix_len >= 0) {
-        cpu::BifurcatedAttention({.q = q.data(),
-                                  .k_cache = cache.data(),
-                                  .v_cache = v_cache,
-                                  .block_tables = block_tables,
-                                  .seqlens_kv = seqlens.data(),
-                                  .group_start = group_start.data(),
-                                  .prefix_len = &prefix_len,
-                                  .o = o.data(),
-                                  .num_seqs = num_seqs,
-                                  .num_groups = 1,
-                                  .num_heads = kNumHeads,
-                                  .num_kv_heads = kNumKvHeads,
-                                  .head_dim = kHeadDim,
-                                  .block_size = kBlockSize,
-                                  .max_blocks = max_blocks,
-                                  .q_stride = width,
-                                  .sm_scale = 0.088f,
-                                  .kv_dtype = DType::kBF16});
-      } else {
-        cpu::PagedAttention({.q = q.data(),
-                             .k_cache = cache.data(),
-                             .v_cache = v_cache,
-                             .block_tables = block_tables,
-                             .cu_seqlens_q = cu_seqlens_q.data(),
-                             .seqlens_kv = seqlens.data(),
-                             .o = o.data(),
-                             .num_seqs = num_seqs,
-                             .num_heads = kNumHeads,
-                             .num_kv_heads = kNumKvHeads,
-                             .head_dim = kHeadDim,
-                             .block_size = kBlockSize,
-                             .max_blocks = max_blocks,
-                             .q_stride = width,
-                             .sm_scale = 0.088f,
-                             .kv_dtype = DType::kBF16});
-      }
+      cpu::PagedAttention({.q = q.data(),
+                           .k_cache = cache.data(),
+                           .v_cache = v_cache,
+                           .block_tables = block_tables,
+                           .cu_seqlens_q = cu_seqlens_q.data(),
+                           .seqlens_kv = seqlens.data(),
+                           .nodes = &node,
+                           .own_begin = own_begin.data(),
+                           .o = o.data(),
+                           .num_seqs = num_seqs,
+                           .num_nodes = shared > 0 ? 1 : 0,
+                           .num_heads = kNumHeads,
+                           .num_kv_heads = kNumKvHeads,
+                           .head_dim = kHeadDim,
+                           .block_size = kBlockSize,
+                           .max_blocks = max_blocks,
+                           .q_stride = width,
+                           .sm_scale = 0.088f,
+                           .kv_dtype = kv_dtype});
     });
     // A query sees seqlen keys less those of the queries after it.
     const double pairs = 1.0 * num_tokens * (seqlen - (num_q - 1) / 2.0);
-    const double shared = std::max(0, prefix_len);
-    const double keys_read = shared + num_seqs * (seqlen - shared);
+    const double blocks_read = 1.0 / kBlockSize * (shared + num_seqs * (seqlen - shared));
     Add(name, seconds, 4.0 * pairs * width,
-        keys_read * kNumKvHeads * kHeadDim * 2 * 2 + 8.0 * num_tokens * width);
+        blocks_read * 2 * block_bytes + 8.0 * num_tokens * width);
   }
 
   void Sample(int num_rows) {
@@ -214,10 +197,15 @@ int Main() {
     bench.GroupedGemm("gate_up", tokens, 2 * kIntermediate, kHidden);
     bench.GroupedGemm("down", tokens, kHidden, kIntermediate);
   }
-  bench.Attention("prefill 512", 1, 512, 512, -1);
-  bench.Attention("decode 1 x 1024", 1, 1, 1024, -1);
-  bench.Attention("decode 16 x 1024", 16, 1, 1024, -1);
-  bench.Attention("bifurcated 16 x (960 + 64)", 16, 1, 1024, 960);
+  for (const auto& [suffix, kv_dtype] : {std::pair{"", DType::kBF16}, {" e4m3", DType::kF8E4M3}}) {
+    const auto add = [&](const char* name, int num_seqs, int num_q, int seqlen, int shared) {
+      bench.Attention(absl::StrCat(name, suffix), num_seqs, num_q, seqlen, shared, kv_dtype);
+    };
+    add("prefill 512", 1, 512, 512, 0);
+    add("decode 1 x 1024", 1, 1, 1024, 0);
+    add("decode 16 x 1024", 16, 1, 1024, 0);
+    add("shared 16 x (960 + 64)", 16, 1, 1024, 960);
+  }
   bench.Sample(16);
   const std::string out = absl::GetFlag(FLAGS_out);
   return out.empty() || WriteFile(out, ToJson(bench.results())) ? 0 : 1;

@@ -51,6 +51,7 @@ std::string ToJson(const BenchResults& results) {
       entry["peer_value"] = Round4(c.peer_value);
     }
     if (c.gate) entry["gate"] = Round4(*c.gate);
+    for (const auto& [name, value] : c.more) entry[name] = Round4(value);
     json["cases"].push_back(std::move(entry));
   }
   for (const auto& [name, why] : results.skipped) json["skipped"][name] = why;

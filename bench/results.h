@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bough {
@@ -15,10 +16,12 @@ struct BenchCase {
   double value = 0;
   std::string unit;
   double floor = 0;  // 0 = none is known
-  // Another way to the same result, measured in the same run and unit; "" = none.
+  // Another way to the same result, in the same unit and measured in the same run unless its name says
+  // otherwise; "" = none.
   std::string peer = {};
   double peer_value = 0;
   std::optional<double> gate = {};  // what the value must not pass, where that was fixed beforehand
+  std::vector<std::pair<std::string, double>> more = {};  // further figures; unit in the name
 };
 
 struct BenchResults {

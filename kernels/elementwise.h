@@ -54,7 +54,7 @@ struct RopeAppendParams {
   const int32_t* positions = nullptr;     // [num_tokens]
   const int32_t* slot_mapping = nullptr;  // [num_tokens]; -1 = do not store
   void* k_cache = nullptr;         // [num_blocks, num_kv_heads, block_size, head_dim] kv_dtype
-  void* v_cache = nullptr;         // as k_cache
+  void* v_cache = nullptr;         // as k_cache; e4m3: as kv_layout.h says
   const float* k_scale = nullptr;  // [num_kv_heads]; nullptr: 1
   const float* v_scale = nullptr;  // as k_scale
   int num_tokens = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 0;

@@ -28,11 +28,12 @@ struct Ops {
   Op<AddRmsNormGateParams> AddRmsNormGate;
   Op<MoeRouteParams> MoeRoute;
   Op<MoeCombineParams> MoeCombine;
+  Op<PagedAttentionParams> PlanAttention;  // on the CPU nothing
   Op<PagedAttentionParams> PagedAttention;
-  Op<BifurcatedAttentionParams> BifurcatedAttention;
   Op<SampleParams> Sample;
   Op<FillUniformParams> FillUniform;
-  int64_t (*AttentionWorkspaceBytes)(int max_num_seqs, int num_heads, int head_dim);
+  int64_t (*AttentionWorkspaceBytes)(int max_num_tokens, int max_num_seqs, int num_heads,
+                                     int num_kv_heads, int head_dim);
 };
 
 namespace cpu {

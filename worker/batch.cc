@@ -17,7 +17,7 @@ struct Header {
 template <typename BatchT, typename Visitor>
 void VisitArrays(BatchT& b, Visitor visit) {
   visit(b.tokens), visit(b.positions), visit(b.slot_mapping), visit(b.cu_seqlens_q);
-  visit(b.seqlens_kv), visit(b.block_tables), visit(b.group_start), visit(b.prefix_len);
+  visit(b.seqlens_kv), visit(b.block_tables), visit(b.nodes), visit(b.own_begin);
   visit(b.copy_src), visit(b.copy_dst), visit(b.logits_tokens), visit(b.samples);
   visit(b.bias_ids), visit(b.bias_values), visit(b.seen_ids), visit(b.seen_counts);
   visit(b.banned_ids);

@@ -6,12 +6,13 @@
 #include <span>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/sampling.h"
 
 namespace bough {
 
-// Rows (sequences) come in this order: decode rows first, one token each, so sorted that rows of a
-// shared-prefix group stand together; then prefill chunks. T tokens, S rows, D decode rows.
+// Rows (sequences) come in this order: decode rows first, one token each, so sorted that rows
+// which share blocks stand together; then prefill chunks. T tokens, S rows, D decode rows.
 //
 // A decode row's token may not be known to the host yet: it is in flight, sampled by the step that
 // was launched just before and is not waited for. `tokens` then holds -1 - j, j its row of that
@@ -31,10 +32,9 @@ struct Batch {
   std::vector<int32_t> seqlens_kv;    // [S] tokens, this step's included
   std::vector<int32_t> block_tables;  // [S, max_blocks], padded with -1
 
-  // The prefix forest over decode rows: half-open row ranges that share their first prefix_len tokens
-  // (a multiple of kBlockSize; 0 = nothing). Ranges cover [0, D).
-  std::vector<int32_t> group_start;  // [G + 1]
-  std::vector<int32_t> prefix_len;   // [G]
+  // The prefix forest over decode rows (worker/prefix_forest.h).
+  std::vector<SharedNode> nodes;
+  std::vector<int32_t> own_begin;  // [S] keys that a row's nodes cover; 0 for prefill chunks
 
   // Whole-block KV copies, done before anything else of the step.
   std::vector<int32_t> copy_src, copy_dst;
@@ -59,10 +59,10 @@ void Unpack(std::span<const uint8_t> bytes, Batch* batch);
 
 // What a step gives back, by row of Batch::samples.
 struct StepResult {
-  std::vector<int32_t> tokens;        // [samples]
-  std::vector<float> logprobs;        // [samples]
-  std::vector<int32_t> top_ids;       // [samples, max_top]
-  std::vector<float> top_logprobs;    // [samples, max_top]
+  std::vector<int32_t> tokens;      // [samples]
+  std::vector<float> logprobs;      // [samples]
+  std::vector<int32_t> top_ids;     // [samples, max_top]
+  std::vector<float> top_logprobs;  // [samples, max_top]
 };
 
 // Whoever can run a batch: the model (worker/model_runner.h), or a fake in tests. Called only from

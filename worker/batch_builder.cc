@@ -15,10 +15,11 @@ void Clear(BuiltBatch* built) {
   // Moved out and back in empty: clear() keeps an array's memory.
   Batch& b = built->batch;
   for (auto* array : {&b.tokens, &b.positions, &b.slot_mapping, &b.cu_seqlens_q, &b.seqlens_kv,
-                      &b.block_tables, &b.group_start, &b.prefix_len, &b.copy_src, &b.copy_dst,
-                      &b.logits_tokens, &b.bias_ids, &b.seen_ids, &b.seen_counts, &b.banned_ids}) {
+                      &b.block_tables, &b.own_begin, &b.copy_src, &b.copy_dst, &b.logits_tokens,
+                      &b.bias_ids, &b.seen_ids, &b.seen_counts, &b.banned_ids}) {
     array->clear();
   }
+  b.nodes.clear();
   b.bias_values.clear();
   b.samples.clear();
   b.max_top = 0;
@@ -153,8 +154,9 @@ void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, Built
     decode_rows.push_back({seq->block_table, seq->num_tokens()});
   }
   PrefixForest forest = BuildPrefixForest(decode_rows);
-  built->batch.group_start = std::move(forest.group_start);
-  built->batch.prefix_len = std::move(forest.prefix_len);
+  built->batch.nodes = std::move(forest.nodes);
+  built->batch.own_begin = std::move(forest.own_begin);
+  built->batch.own_begin.resize(plan.decodes.size() + plan.prefills.size(), 0);
   built->num_decode_blocks = forest.num_blocks_read;
   built->num_shared_rows = forest.num_shared_rows;
 

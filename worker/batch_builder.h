@@ -14,8 +14,8 @@ struct BuiltBatch {
   Batch batch;
   std::vector<Sequence*> sampled;  // as batch.samples: who gets the row's token
   // Of this step, for load and metrics.
-  int64_t num_decode_blocks = 0;  // read by decode rows, a group's prefix once
-  int num_shared_rows = 0;        // decode rows in a group with a prefix
+  int64_t num_decode_blocks = 0;  // read by decode rows, a shared node's once
+  int num_shared_rows = 0;        // decode rows in shared nodes
   int num_prefill_tokens = 0;
 };
 

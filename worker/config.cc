@@ -51,6 +51,11 @@ ABSL_FLAG(bool, enforce_eager, Config().enforce_eager,
           "Launch the kernels of decode steps one by one instead of as CUDA graphs.");
 ABSL_FLAG(bool, enable_bifurcated_attention, Config().enable_bifurcated_attention,
           "Read a context that several sequences share once a step.");
+ABSL_FLAG(
+    bool, enable_fp8_attention, Config().enable_fp8_attention,
+    "With --kv-cache-dtype=fp8 on a GPU: quantise queries and softmax weights to e4m3 too, so "
+    "that tensor cores multiply e4m3 with e4m3. On the CPU, or with another KV cache, it "
+    "changes nothing.");
 ABSL_FLAG(int32_t, threads, Config().threads,
           "CPU kernel threads of one rank. 0 = cores divided by ranks, at least 1.");
 ABSL_FLAG(std::string, metrics_host, Config().metrics_host, "Address of the metrics ports.");
@@ -131,6 +136,7 @@ absl::StatusOr<Config> ParseConfig(const std::vector<std::string>& args) {
   c.kv_cache_memory_bytes = absl::GetFlag(FLAGS_kv_cache_memory_bytes);
   c.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
   c.enable_bifurcated_attention = absl::GetFlag(FLAGS_enable_bifurcated_attention);
+  c.enable_fp8_attention = absl::GetFlag(FLAGS_enable_fp8_attention);
   c.threads = absl::GetFlag(FLAGS_threads);
   c.metrics_host = absl::GetFlag(FLAGS_metrics_host);
   c.metrics_port = absl::GetFlag(FLAGS_metrics_port);

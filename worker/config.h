@@ -39,6 +39,10 @@ struct Config {
   int64_t kv_cache_memory_bytes = 0;     // per rank; 0 = that share's rest, on the CPU 512 MiB
   bool enforce_eager = false;            // launch decode steps' kernels one by one: no CUDA graphs
   bool enable_bifurcated_attention = true;  // false = plain attention; same tokens, more bytes read
+  // With kv_cache_dtype=fp8 on CUDA: queries and softmax weights become e4m3 too, so that tensor cores
+  // multiply e4m3 with e4m3. Faster at long contexts and prompts, less exact; elsewhere it changes
+  // nothing.
+  bool enable_fp8_attention = false;
   int32_t threads = 0;  // CPU kernel threads per rank; 0 = cores / ranks, at least 1
 
   // Operation.

@@ -21,6 +21,8 @@ absl::StatusOr<KvCache> KvCache::Allocate(const ModelConfig& config, const Shard
     for (auto* caches : {&cache.k_, &cache.v_}) {
       ASSIGN_OR_RETURN(DeviceBuffer buffer,
                        DeviceBuffer::Allocate(device, num_blocks * cache.block_bytes_, "KV cache"));
+      // Kernels may read slots that no token has written: they multiply them by zero.
+      if (device->is_cuda()) device->Zero(buffer.data(), buffer.num_bytes());
       caches->push_back(std::move(buffer));
     }
   }

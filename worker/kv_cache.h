@@ -1,5 +1,5 @@
 // The paged KV cache of one rank: per layer K and V as [num_blocks, num_kv_heads, kBlockSize,
-// head_dim]. Which block belongs to whom is the block manager's business.
+// head_dim], an e4m3 V as kernels/kv_layout.h says. Which block belongs to whom is the block manager's business.
 #pragma once
 
 #include <cstdint>

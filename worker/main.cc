@@ -69,7 +69,8 @@ ModelRunnerOptions RunnerOptions(const Config& config) {
           .enforce_eager = config.enforce_eager,
           .max_num_batched_tokens = config.max_num_batched_tokens,
           .max_num_seqs = config.max_num_seqs,
-          .enable_bifurcated_attention = config.enable_bifurcated_attention};
+          .enable_bifurcated_attention = config.enable_bifurcated_attention,
+          .enable_fp8_attention = config.enable_fp8_attention};
 }
 
 EngineConfig MakeEngineConfig(const Config& config, const ModelRunner& runner) {

@@ -149,13 +149,18 @@ void WarnIfCacheIsSmall(int num_blocks, int max_model_len) {
       {{"kv_cache_tokens", tokens}, {"max_model_len", max_model_len}});
 }
 
+AttentionOptions AttentionOf(const ModelRunnerOptions& options) {
+  return {.enable_bifurcated = options.enable_bifurcated_attention,
+          .enable_fp8 = options.enable_fp8_attention};
+}
+
 // Of what Connect makes.
 int64_t ScratchBytes(const ModelRunnerOptions& options, const ModelConfig& config,
                      const Shard& shard, const Device& device) {
   CountingDevice counter(device.is_cuda(), &device.ops());
   const DecoderLimits limits = {options.max_num_batched_tokens, options.max_num_seqs};
-  const Decoder decoder(config, shard, limits, options.enable_bifurcated_attention, &counter,
-                        nullptr, nullptr, nullptr);
+  const Decoder decoder(config, shard, limits, AttentionOf(options), &counter, nullptr, nullptr,
+                        nullptr);
   return counter.num_bytes() + (device.is_cuda() ? kGraphReserve : 0);
 }
 
@@ -236,8 +241,8 @@ void ModelRunner::Impl::Connect(const ModelRunnerOptions& options) {
   comm = device->is_cuda() ? MakeCudaCommunicator(group, device->stream())
                            : MakeCpuCommunicator(group);
   const DecoderLimits limits = {options.max_num_batched_tokens, options.max_num_seqs};
-  decoder.emplace(config, shard, limits, options.enable_bifurcated_attention, device.get(),
-                  &weights, &cache, comm.get());
+  decoder.emplace(config, shard, limits, AttentionOf(options), device.get(), &weights, &cache,
+                  comm.get());
   const StepRunnerOptions step_options = {
       .samples = group->rank() == 0,
       .num_ranks = group->size(),

@@ -34,8 +34,8 @@ struct ModelRunnerOptions {
   bool enforce_eager = false;           // true: no CUDA graphs
   int max_num_batched_tokens = 2048;
   int max_num_seqs = 256;
-  // false: PagedAttention only; same tokens, more bytes read.
-  bool enable_bifurcated_attention = true;
+  bool enable_bifurcated_attention = true;  // false: same tokens, more bytes read
+  bool enable_fp8_attention = false;        // e4m3 products over an fp8 cache, on CUDA
   OpTimes* op_times = nullptr;  // times every op (worker/model/op_times.h); outlives the runner
 };
 

@@ -2,12 +2,14 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "common/check.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/kv_layout.h"
 
 namespace bough::cpu {
 namespace {
@@ -71,6 +73,20 @@ void Append(const float* heads, int slot, const float* scale, const RopeAppendPa
   }
 }
 
+// Values of an e4m3 cache: kv_layout.h.
+void AppendE4M3Values(const float* heads, int slot, const RopeAppendParams& p) {
+  const int64_t block = slot / p.block_size;
+  const int column = ValueColumn(slot % p.block_size);
+  for (int64_t h = 0; h < p.num_kv_heads; ++h) {
+    uint8_t* out = static_cast<uint8_t*>(p.v_cache) +
+                   (block * p.num_kv_heads + h) * p.head_dim * p.block_size + column;
+    const float head_scale = p.v_scale == nullptr ? 1 : p.v_scale[h];
+    for (int64_t i = 0; i < p.head_dim; ++i) {
+      Narrow(heads[h * p.head_dim + i] / head_scale, out + i * p.block_size);
+    }
+  }
+}
+
 template <typename T>
 void RopeAppendTokens(const RopeAppendParams& p) {
   const std::vector<float> inv_freq = InverseFrequencies(p.rope_theta, p.head_dim);
@@ -83,7 +99,11 @@ void RopeAppendTokens(const RopeAppendParams& p) {
     Rotate(q, p.num_heads + p.num_kv_heads, p.head_dim, p.positions[t], inv_freq.data());
     if (p.slot_mapping[t] == -1) return;
     Append<T>(k, p.slot_mapping[t], p.k_scale, p, p.k_cache);
-    Append<T>(v, p.slot_mapping[t], p.v_scale, p, p.v_cache);
+    if constexpr (std::is_same_v<T, uint8_t>) {
+      AppendE4M3Values(v, p.slot_mapping[t], p);
+    } else {
+      Append<T>(v, p.slot_mapping[t], p.v_scale, p, p.v_cache);
+    }
   });
 }
 
@@ -113,6 +133,7 @@ void RopeAppend(const RopeAppendParams& p) {
     case DType::kBF16:
       return RopeAppendTokens<BF16>(p);
     case DType::kF8E4M3:
+      CHECK_EQ(p.block_size % 16, 0) << "an e4m3 cache's blocks are of a multiple of 16 keys";
       return RopeAppendTokens<uint8_t>(p);
     default:
       CHECK(false) << "the cache is " << Name(p.kv_dtype) << ", the CPU takes f32, bf16 or f8_e4m3";

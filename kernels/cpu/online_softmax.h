@@ -6,11 +6,9 @@
 //
 //   m = max(m1, m2)    l = l1 e^(m1 - m) + l2 e^(m2 - m)    o likewise
 //
-// (arXiv 1805.02867), and the answer is o / l. The cache's k_scale
-// is part of sm_scale, its v_scale multiplies the answer. `Attend` merges the next chunk's state into each
-// row's. A row's bits depend on its own query, its own keys and where the cache's blocks divide
-// them; not on the rows beside it. So decode, chunked prefill and the shared part of a group agree
-// bit by bit.
+// (arXiv 1805.02867), and the answer is o / l. The cache's k_scale is part of sm_scale, its v_scale
+// multiplies the answer. `Attend` merges the next chunk's state into each row's. A row's bits depend on its own query, its own keys and where the cache's blocks divide
+// them; not on the rows beside it. So decode, chunked prefill and shared nodes agree bit by bit.
 #pragma once
 
 #include <algorithm>
@@ -68,17 +66,17 @@ inline void AbsorbScores(AttendingRow& row, float* scores, int begin, int end, f
 }
 
 // Keys of one head at positions [first_key, first_key + num_keys), contiguous in the cache.
-template <typename T>
+template <typename K, typename V>
 struct KeyChunk {
-  const T* k;  // [num_keys, head_dim]
-  const T* v;  // as k
+  const K* k;  // [num_keys, head_dim]
+  const V* v;  // as k
   int first_key;
   int num_keys;  // <= kChunkKeys
 };
 
 // Each row takes the keys of the chunk that it sees. num_rows <= kTileRows.
-template <typename T>
-inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, int head_dim,
+template <typename K, typename V>
+inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<K, V>& chunk, int head_dim,
                    float sm_scale) {
   const float* q[kTileRows];
   float* o[kTileRows];
@@ -96,7 +94,7 @@ inline void Attend(AttendingRow* rows, int num_rows, const KeyChunk<T>& chunk, i
   if (first >= last) return;
 
   // V is read last: let it come while K is at work.
-  for (int64_t i = first * head_dim; i < last * head_dim; i += 64 / sizeof(T)) {
+  for (int64_t i = first * head_dim; i < last * head_dim; i += 64 / sizeof(V)) {
     __builtin_prefetch(chunk.v + i);
   }
   float scores[kTileRows * kChunkKeys];

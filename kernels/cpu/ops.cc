@@ -16,12 +16,11 @@ const Ops& Table() {
       .AddRmsNormGate = [](const AddRmsNormGateParams& p, Stream) { AddRmsNormGate(p); },
       .MoeRoute = [](const MoeRouteParams& p, Stream) { MoeRoute(p); },
       .MoeCombine = [](const MoeCombineParams& p, Stream) { MoeCombine(p); },
+      .PlanAttention = [](const PagedAttentionParams&, Stream) {},
       .PagedAttention = [](const PagedAttentionParams& p, Stream) { PagedAttention(p); },
-      .BifurcatedAttention = [](const BifurcatedAttentionParams& p,
-                                Stream) { BifurcatedAttention(p); },
       .Sample = [](const SampleParams& p, Stream) { Sample(p); },
       .FillUniform = [](const FillUniformParams& p, Stream) { FillUniform(p); },
-      .AttentionWorkspaceBytes = [](int, int, int) { return int64_t{0}; },
+      .AttentionWorkspaceBytes = [](int, int, int, int, int) { return int64_t{0}; },
   };
   return kTable;
 }

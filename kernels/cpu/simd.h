@@ -23,6 +23,7 @@ using I32x8 = int32_t __attribute__((vector_size(32)));
 using U32x8 = uint32_t __attribute__((vector_size(32)));
 using U16x8 = uint16_t __attribute__((vector_size(16)));
 using U8x8 = uint8_t __attribute__((vector_size(8)));
+using U8x16 = uint8_t __attribute__((vector_size(16)));
 
 inline F32x8 Broadcast(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
 

@@ -12,21 +12,12 @@
 
 namespace bough::cuda {
 
-// Both ops as the kernels take them. With cu_seqlens_q nullptr every sequence has one query, its
-// own row. With num_groups 0 nothing is shared.
+// The op's parameters, with what kernels ask of them.
 struct AttentionParams : PagedAttentionParams {
-  const int32_t* group_start = nullptr;  // [num_groups + 1]
-  const int32_t* prefix_len = nullptr;   // [num_groups]
-  int num_groups = 0;
-
   __host__ __device__ int HeadsPerKv() const { return num_heads / num_kv_heads; }
 
   __device__ bool HasOneQuery(int seq) const {
-    return cu_seqlens_q == nullptr || cu_seqlens_q[seq + 1] - cu_seqlens_q[seq] == 1;
-  }
-  // The first query of a sequence, and of that the query and the answer of one head.
-  __device__ int FirstToken(int seq) const {
-    return cu_seqlens_q == nullptr ? seq : cu_seqlens_q[seq];
+    return cu_seqlens_q[seq + 1] - cu_seqlens_q[seq] == 1;
   }
   __device__ const BF16* Query(int64_t token, int head) const {
     return static_cast<const BF16*>(q) + token * q_stride + head * head_dim;
@@ -40,6 +31,19 @@ struct AttentionParams : PagedAttentionParams {
   __device__ float ScoreScale(int kv_head) const {
     return sm_scale * 1.4426950408889634f * KScale(kv_head);
   }
+  // Whose table row leads to block `block` of a sequence's: its own, or where a node covers the block
+  // the node's first sequence's.
+  __device__ int TableSeq(int seq, int block) const {
+    if (num_nodes == 0 || block * block_size >= own_begin[seq]) return seq;
+    for (int n = 0; n < num_nodes; ++n) {
+      const SharedNode node = nodes[n];
+      if (node.seq_begin <= seq && seq < node.seq_end && node.key_begin <= block * block_size &&
+          block * block_size < node.key_end) {
+        return node.seq_begin;
+      }
+    }
+    return seq;
+  }
 };
 
 // Keys of a block of the cache that the tensor core kernels take.
@@ -47,18 +51,31 @@ inline constexpr int kBlockKeys = 64;
 // Heads per KV head that they take.
 inline constexpr int kMaxHeadsPerKv = 16;
 
-// Any head_dim that is a multiple of 32, any block_size, f32 too: plain FMAs.
+struct WorkPlan;  // attention_work.cuh
+
+// Any head_dim that is a multiple of 32, any block_size, f32 too: plain FMAs. Reads shared keys once
+// for every query.
 void LaunchPlainAttention(const AttentionParams& p, Stream stream);
-// Sequences with one query, in groups or not; the others are left alone. REQUIRES: bf16 q; a bf16 or
-// e4m3 cache; head_dim 64 or 128; block_size kBlockKeys; at most kMaxHeadsPerKv heads per KV head;
-// with groups one query a sequence and no sliding window.
-void LaunchDecodeAttention(const AttentionParams& p, Stream stream);
-int64_t DecodeWorkspaceBytes(int max_num_seqs, int num_heads, int head_dim);
-// Its first half with groups: keys that many rows share, into the workspace. Returns the number of
-// its thread blocks, by which the second half finds their parts.
-int LaunchSharedAttention(const AttentionParams& p, Stream stream);
-// Sequences with more than one query; the others are left alone. REQUIRES as above, no groups.
+// The tensor core kernels. They REQUIRE: bf16 q; a bf16 or e4m3 cache; head_dim 64 or 128; block_size
+// kBlockKeys; at most kMaxHeadsPerKv heads per KV head.
+//
+// The plan, and where it lies in the workspace.
+WorkPlan PlanIn(const AttentionParams& p);
+int64_t PlanWorkspaceBytes(int max_num_tokens, int max_num_seqs, int num_heads, int num_kv_heads,
+                           int head_dim);
+void LaunchPlan(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+// Its two lists: the tile kernel goes first on the stream, if there are nodes.
+void LaunchTileAttention(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+void LaunchStreamBF16(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+void LaunchStreamE4M3(const AttentionParams& p, const WorkPlan& plan, Stream stream);
+// Thread blocks of the tile kernel, at most WorkPlan::kMaxGrid; the same for a plan and its use.
+int TileAttentionGrid(const AttentionParams& p);
+// Sequences that the plan leaves out, all their keys: those with more than one query, when
+// !AllInPlan. The others are left alone.
 void LaunchPrefillAttention(const AttentionParams& p, Stream stream);
+
+// Whether the plan holds all sequences, up to 16 rows each; if not, those with one query.
+inline bool AllInPlan(const AttentionParams& p) { return p.max_seqlen_q * p.HeadsPerKv() <= 16; }
 
 inline int NumSms() {
   int device = 0, num_sms = 0;
@@ -66,6 +83,15 @@ inline int NumSms() {
   CUDA_CHECK(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
   return num_sms;
 }
+
+// The stream kernel's tiles of 8 rows: as many as a batch's entries may need.
+inline int StreamTiles(const AttentionParams& p) {
+  const int own_rows = p.HeadsPerKv() * (AllInPlan(p) ? p.max_seqlen_q : 1);
+  return p.num_nodes > 0 || own_rows > 8 ? 2 : 1;
+}
+// Its thread blocks an SM: one's parts end while the other's stream.
+inline constexpr int kStreamBlocksPerSm = 2;
+inline int StreamAttentionGrid() { return NumSms() * kStreamBlocksPerSm; }
 
 // As many thread blocks as the GPU holds at once, at most max_per_sm an SM; lets the kernel have that much shared memory.
 template <typename Kernel>

@@ -2,7 +2,7 @@
 // Grid (head, sequence, slot): a thread block takes every kQuerySlots-th query of its sequence, its
 // four warps every fourth chunk of 32 keys each; the warps' softmax states are merged in warp
 // order. A key's dot product lies in one lane, so scores need no shuffles. Keys are read once per
-// query head, shared ones too. The order of a query's sum depends on its keys alone, not on the
+// query head, a node's too. The order of a query's sum depends on its keys alone, not on the
 // batch.
 #include "kernels/cuda/attention_kernels.cuh"
 #include "kernels/cuda/paged_kv.cuh"
@@ -14,38 +14,15 @@ constexpr int kWarps = 4;
 // The number of queries is known on the device only; a decode's spare slots end at once.
 constexpr int kQuerySlots = 32;
 
-// Whose table leads to a sequence's first `len` keys.
-struct Prefix {
-  int seq, len;
-};
-__device__ Prefix PrefixOf(const AttentionParams& p, int seq) {
-  for (int g = 0; g < p.num_groups; ++g) {
-    if (seq < p.group_start[g + 1]) return {p.group_start[g], p.prefix_len[g]};
-  }
-  return {seq, 0};
-}
-
 template <typename T, typename KV, int kHeadDim>
 __global__ void PlainAttentionKernel(AttentionParams p) {
   WaitForPrevious();
   AllowNext();
   const int head = blockIdx.x, seq = blockIdx.y, kv_head = head / p.HeadsPerKv();
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int q_begin = p.cu_seqlens_q != nullptr ? p.cu_seqlens_q[seq] : seq;
-  const int num_q = p.cu_seqlens_q != nullptr ? p.cu_seqlens_q[seq + 1] - q_begin : 1;
+  const int q_begin = p.cu_seqlens_q[seq], num_q = p.cu_seqlens_q[seq + 1] - q_begin;
   if (static_cast<int>(blockIdx.z) >= num_q) return;
-  const auto keys_of = [&](int owner) -> PagedKv<KV> {
-    return {static_cast<const KV*>(p.k_cache),
-            static_cast<const KV*>(p.v_cache),
-            p.block_tables + int64_t{owner} * p.max_blocks,
-            kv_head,
-            p.num_kv_heads,
-            p.block_size,
-            kHeadDim};
-  };
-  const Prefix prefix = PrefixOf(p, seq);
-  const PagedKv<KV> shared = keys_of(prefix.seq), own = keys_of(seq);
-  const int first_own_chunk = own.ChunkIndex(prefix.len);
+  const PagedKv<KV> keys{p, seq, kv_head};
 
   __shared__ float query[kHeadDim];
   __shared__ float m[kWarps], l[kWarps], o[kWarps][kHeadDim];
@@ -62,9 +39,9 @@ __global__ void PlainAttentionKernel(AttentionParams p) {
     const int begin = p.sliding_window > 0 ? max(0, end - p.sliding_window) : 0;
     SoftmaxState<kHeadDim> state;
     if (p.seqlens_kv[seq] > 0) {
-      for (int c = own.ChunkIndex(begin) + warp; c <= own.ChunkIndex(end - 1); c += kWarps) {
-        const auto chunk = c < first_own_chunk ? shared[c] : own[c];
-        TakeIn(state, query, chunk.k, chunk.v, kHeadDim, max(0, begin - chunk.first_key),
+      for (int c = keys.ChunkIndex(begin) + warp; c <= keys.ChunkIndex(end - 1); c += kWarps) {
+        const auto chunk = keys[c];
+        TakeIn(state, query, chunk.k, chunk, max(0, begin - chunk.first_key),
                min(chunk.num_keys, end - chunk.first_key));
       }
     }
@@ -106,8 +83,9 @@ void Dispatch(DType dtype, DType kv_dtype, int head_dim, Run run) {
 }  // namespace
 
 void LaunchPlainAttention(const AttentionParams& p, Stream stream) {
-  const dim3 grid(p.num_heads, p.num_seqs,
-                  p.cu_seqlens_q == nullptr ? 1 : std::clamp(p.max_seqlen_q, 1, kQuerySlots));
+  CHECK(p.kv_dtype != DType::kF8E4M3 || p.block_size % 16 == 0)
+      << "an e4m3 cache's blocks are of a multiple of 16 keys, not " << p.block_size;
+  const dim3 grid(p.num_heads, p.num_seqs, std::clamp(p.max_seqlen_q, 1, kQuerySlots));
   Dispatch(p.dtype, p.kv_dtype, p.head_dim, [&]<typename T, typename KV, int kHeadDim>() {
     Launch(PlainAttentionKernel<T, KV, kHeadDim>, grid, kWarps * kWarpSize, 0, stream, p);
   });

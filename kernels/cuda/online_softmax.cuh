@@ -21,16 +21,16 @@ struct SoftmaxState {
 };
 
 // Takes in keys [begin, end) of a chunk, 0 <= begin < end <= 32, for the query `q` (f32, scaled, in
-// shared memory). Keys and values are rows of `stride` elements, each a multiple of 16 bytes from
-// the last, in global or shared memory; others than [begin, end) are not read.
-template <int kHeadDim, typename KV>
-__device__ void TakeIn(SoftmaxState<kHeadDim>& state, const float* q, const KV* k, const KV* v,
-                       int stride, int begin, int end) {
+// shared memory). Keys are rows of kHeadDim elements from k on, a multiple of 16 bytes;
+// value_at(key, i) is element i of a value. Others than [begin, end) are not read.
+template <int kHeadDim, typename KV, typename ValueAt>
+__device__ void TakeIn(SoftmaxState<kHeadDim>& state, const float* q, const KV* k, ValueAt value_at,
+                       int begin, int end) {
   const int lane = threadIdx.x % kWarpSize;
   float score = -INFINITY;
   if (begin <= lane && lane < end) {
     score = 0;
-    const KV* key = k + lane * stride;
+    const KV* key = k + lane * kHeadDim;
 #pragma unroll
     for (int i = 0; i < kHeadDim; i += Pack<KV>::kSize) {
       const Pack<KV> part = LoadPack(key + i);
@@ -47,10 +47,9 @@ __device__ void TakeIn(SoftmaxState<kHeadDim>& state, const float* q, const KV* 
   for (float& o : state.o) o *= rescale;
   for (int key = begin; key < end; ++key) {
     const float w = __shfl_sync(kFullWarp, weight, key);
-    const KV* value = v + key * stride + lane;
 #pragma unroll
     for (int i = 0; i < SoftmaxState<kHeadDim>::kPerLane; ++i) {
-      state.o[i] += w * ToFloat(value[i * kWarpSize]);
+      state.o[i] += w * ToFloat(value_at(key, i * kWarpSize + lane));
     }
   }
 }

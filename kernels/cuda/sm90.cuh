@@ -31,8 +31,7 @@ __device__ inline void ArriveRemote(uint64_t* barrier, int cta_rank) {
   asm volatile(
       "{.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
-          SharedAddress(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(SharedAddress(barrier)),
       "r"(cta_rank)
       : "memory");
 }
@@ -128,6 +127,20 @@ __device__ inline void CopyBoxToCluster(void* to, const CUtensorMap* map, int co
           SharedAddress(to)),
       "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "h"(cta_mask), "l"(policy)
       : "memory");
+}
+
+// num_bytes (a multiple of 16) at `from` to `to`; they count towards `barrier`.
+__device__ inline void CopyBytes(void* to, const void* from, int num_bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(SharedAddress(to)),
+      "l"(from), "r"(num_bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// Orders this thread's accesses to shared memory before later ones of the copy engine and wgmma.
+__device__ inline void FenceAsyncProxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // --- between thread blocks, through global memory

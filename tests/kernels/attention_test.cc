@@ -58,16 +58,27 @@ TEST(PagedAttention, WidensABF16Cache) {
 }
 
 TEST(PagedAttention, WidensAnE4M3CacheAndMultipliesByItsScales) {
-  ExpectMatchesReference({.kv_dtype = DType::kF8E4M3}, kShapes);
+  for (int block_size : {16, 48, 64, 80, 128}) {
+    ExpectMatchesReference({.block_size = block_size, .kv_dtype = DType::kF8E4M3}, kShapes);
+  }
   ExpectMatchesReference({.kv_dtype = DType::kF8E4M3, .kv_scales = true}, kShapes);
   ExpectMatchesReference({.head_dim = 8, .kv_dtype = DType::kBF16, .kv_scales = true}, kShapes);
+  ExpectMatchesReference({.head_dim = 8, .kv_dtype = DType::kF8E4M3, .kv_scales = true}, kShapes);
+}
+
+TEST(PagedAttentionDeathTest, RefusesE4M3BlocksThatSixteenDoesNotDivide) {
+  PagedAttentionParams p;
+  p.num_seqs = p.num_heads = p.num_kv_heads = 1;
+  p.head_dim = p.block_size = 8;
+  p.kv_dtype = DType::kF8E4M3;
+  EXPECT_DEATH(cpu::PagedAttention(p), "a multiple of 16 keys, not 8");
 }
 
 // All 256 codes, as keys and as values: a lone key's weight is 1, so o is its value.
 TEST(PagedAttention, ReadsEachE4M3CodeExactly) {
-  std::vector<uint8_t> v_cache(256);
-  std::iota(v_cache.begin(), v_cache.end(), 0);
-  const std::vector<uint8_t> k_cache(256, 0);
+  std::vector<uint8_t> v_cache(256 * 16);
+  for (int code = 0; code < 256; ++code) v_cache[code * 16 + ValueColumn(0)] = code;
+  const std::vector<uint8_t> k_cache(v_cache.size(), 0);
   const std::vector<float> q(256, 1);
   std::vector<float> o(256);
   const std::vector<int32_t> block_tables = {0}, cu_seqlens_q = {0, 1}, seqlens_kv = {1};
@@ -83,7 +94,7 @@ TEST(PagedAttention, ReadsEachE4M3CodeExactly) {
                        .num_heads = 1,
                        .num_kv_heads = 1,
                        .head_dim = 256,
-                       .block_size = 1,
+                       .block_size = 16,
                        .max_blocks = 1,
                        .q_stride = 256,
                        .kv_dtype = DType::kF8E4M3});

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 
+#include "kernels/kv_layout.h"
 #include "tests/testing/compare.h"
 #include "tests/testing/fp8.h"
 #include "tests/testing/inputs.h"
@@ -305,7 +307,7 @@ struct Rope {
                      .num_heads = 2,
                      .num_kv_heads = 1,
                      .head_dim = head_dim,
-                     .block_size = 4,
+                     .block_size = kBlockSize,
                      .rope_theta = 1e4f,
                      .kv_dtype = kv_dtype});
   }
@@ -339,7 +341,17 @@ struct Rope {
     return {begin, begin + head_dim};
   }
 
-  static constexpr int kNumSlots = 16;
+  // The values of an e4m3 cache's slot (kernels/kv_layout.h).
+  std::vector<uint8_t> ValueCodes(int slot) const {
+    std::vector<uint8_t> codes;
+    for (int i = 0; i < head_dim; ++i) {
+      const int row = slot / kBlockSize * head_dim + i;
+      codes.push_back(v_cache[row * kBlockSize + ValueColumn(slot % kBlockSize)]);
+    }
+    return codes;
+  }
+
+  static constexpr int kBlockSize = 16, kNumSlots = 2 * kBlockSize;
   int head_dim;
   std::vector<int32_t> positions, slots;
   std::vector<float> qkv, before;
@@ -377,17 +389,27 @@ TEST(RopeAppend, RoundsToABF16Cache) {
 
 TEST(RopeAppend, DividesByTheScaleAndRoundsToAnE4M3Cache) {
   const float k_scale = 0.03f, v_scale = 0.001f;
-  const Rope scaled(8, {5}, {13}, DType::kF8E4M3, &k_scale, &v_scale);
-  const Rope plain(8, {5}, {13}, DType::kF8E4M3);
+  const Rope scaled(8, {5}, {29}, DType::kF8E4M3, &k_scale, &v_scale);
+  const Rope plain(8, {5}, {29}, DType::kF8E4M3);
   const auto codes = [](const std::vector<float>& head, float scale) {
     std::vector<uint8_t> codes;
     for (float x : head) codes.push_back(static_cast<uint8_t>(NearestE4M3(x / scale)));
     return codes;
   };
-  EXPECT_EQ(scaled.Slot<uint8_t>(scaled.k_cache, 13), codes(scaled.Head(0, 2), k_scale));
-  EXPECT_EQ(scaled.Slot<uint8_t>(scaled.v_cache, 13), codes(scaled.Head(0, 3), v_scale));
-  EXPECT_EQ(plain.Slot<uint8_t>(plain.k_cache, 13), codes(plain.Head(0, 2), 1));
-  EXPECT_EQ(plain.Slot<uint8_t>(plain.v_cache, 13), codes(plain.Head(0, 3), 1));
+  EXPECT_EQ(scaled.Slot<uint8_t>(scaled.k_cache, 29), codes(scaled.Head(0, 2), k_scale));
+  EXPECT_EQ(scaled.ValueCodes(29), codes(scaled.Head(0, 3), v_scale));
+  EXPECT_EQ(plain.Slot<uint8_t>(plain.k_cache, 29), codes(plain.Head(0, 2), 1));
+  EXPECT_EQ(plain.ValueCodes(29), codes(plain.Head(0, 3), 1));
+}
+
+TEST(RopeAppend, PutsTheValuesOfAnE4M3CacheWhereTheyAreRead) {
+  std::vector<int32_t> slots(32);
+  std::iota(slots.rbegin(), slots.rend(), 0);
+  const Rope rope(8, slots, slots, DType::kF8E4M3);
+  for (int t = 0; t < 32; ++t) {
+    const std::vector<uint8_t> codes = rope.ValueCodes(slots[t]);
+    for (int i = 0; i < 8; ++i) EXPECT_EQ(codes[i], FloatToE4M3(rope.Head(t, 3)[i])) << t;
+  }
 }
 
 TEST(RopeAppend, WritesNoSlotButThoseNamed) {

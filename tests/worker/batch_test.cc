@@ -17,8 +17,8 @@ Batch SomeBatch() {
   b.cu_seqlens_q = {0, 1, 3};
   b.seqlens_kv = {65, 2};
   b.block_tables = {1, 2, 0, -1};
-  b.group_start = {0, 1};
-  b.prefix_len = {0};
+  b.nodes = {{0, 1, 0, 64}};
+  b.own_begin = {64, 0};
   b.copy_src = {4};
   b.copy_dst = {5};
   b.logits_tokens = {0, 2};

@@ -142,22 +142,23 @@ class FakeModel : public StepExecutor {
   }
 
   void CheckForest(const Batch& b) {
-    const int num_groups = static_cast<int>(b.prefix_len.size());
-    CHECK_EQ(b.group_start.size(), b.prefix_len.size() + 1);
-    CHECK_EQ(b.group_start.front(), 0);
-    CHECK_EQ(b.group_start.back(), b.num_decode);
-    for (int g = 0; g < num_groups; ++g) {
-      const int begin = b.group_start[g], end = b.group_start[g + 1];
-      CHECK_LT(begin, end);
-      CHECK_EQ(b.prefix_len[g] % kBlockSize, 0);
-      if (b.prefix_len[g] > 0) num_shared_rows += end - begin;
-      for (int row = begin; row < end; ++row) {
-        CHECK_LT(b.prefix_len[g], b.seqlens_kv[row]);
-        const auto first = Table(b, begin), table = Table(b, row);
-        CHECK(
-            std::equal(table.begin(), table.begin() + b.prefix_len[g] / kBlockSize, first.begin()));
+    std::vector<int32_t> covered(b.num_seqs(), 0);
+    for (const SharedNode& node : b.nodes) {
+      CHECK_LT(node.seq_begin, node.seq_end);
+      CHECK_LE(node.seq_end, b.num_decode);
+      CHECK_LT(node.key_begin, node.key_end);
+      CHECK_EQ(node.key_end % kBlockSize, 0);
+      const auto first = Table(b, node.seq_begin);
+      for (int row = node.seq_begin; row < node.seq_end; ++row) {
+        CHECK_LT(node.key_end, b.seqlens_kv[row]);
+        CHECK_EQ(covered[row], node.key_begin);
+        covered[row] = node.key_end;
+        CHECK(std::equal(first.begin(), first.begin() + node.key_end / kBlockSize,
+                         Table(b, row).begin()));
       }
     }
+    CHECK(covered == b.own_begin);
+    num_shared_rows += std::count_if(covered.begin(), covered.end(), [](int n) { return n > 0; });
   }
 
   // In any order, so no block may be source and destination, or destination twice.

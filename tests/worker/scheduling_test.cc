@@ -99,7 +99,9 @@ TEST(Scheduling, SamplesOfOnePromptShareOnePrefillAndItsLogits) {
   EXPECT_EQ(h.acks[1].shared_blocks, 1);
   h.model.on_step = [&](const Batch& b) {
     EXPECT_EQ(b.copy_src, std::vector<int32_t>(5, b.copy_src[0]));  // the leader keeps the original
-    EXPECT_THAT(b.prefix_len, ElementsAre(kBlockSize));
+    ASSERT_EQ(b.nodes.size(), 1u);
+    EXPECT_EQ(b.nodes[0].key_end, kBlockSize);
+    EXPECT_EQ(b.own_begin, std::vector<int32_t>(6, kBlockSize));
   };
   h.Step();
   h.model.on_step = [&](const Batch& b) { EXPECT_TRUE(b.copy_src.empty()); };

@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<OneRank>> OneRank::Load(const OneRankOptions& opt
   ASSIGN_OR_RETURN(
       m.cache_, KvCache::Allocate(m.config_, shard, kv_dtype, options.num_blocks, m.device_.get()));
   const DecoderLimits limits = {options.max_num_tokens, options.max_num_tokens};
-  m.decoder_.emplace(m.config_, shard, limits, options.bifurcated, m.device_.get(), &m.weights_,
+  m.decoder_.emplace(m.config_, shard, limits, options.attention, m.device_.get(), &m.weights_,
                      &m.cache_, m.comm_.get());
   m.memory_.emplace(m.device_.get());
   return model;

@@ -15,7 +15,7 @@ const float* KvScale(const float* scale, const KvCache& cache) {
 }  // namespace
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
-                               int max_num_seqs, bool enable_bifurcated, Device* device)
+                               int max_num_seqs, const AttentionOptions& options, Device* device)
     : device_(device),
       dtype_(device->activation_dtype()),
       hidden_size_(config.hidden_size),
@@ -25,14 +25,14 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const Shard& shard, in
       sliding_window_(config.sliding_window),
       rope_theta_(config.rope_theta),
       sm_scale_(1.0f / std::sqrt(static_cast<float>(config.head_dim))),
-      enable_bifurcated_(enable_bifurcated),
+      options_(options),
       qkv_size_((num_heads_ + 2 * num_kv_heads_) * head_dim_),
       qkv_(DeviceBuffer::Scratch(device, int64_t{max_num_tokens} * qkv_size_, dtype_)),
       attention_(
           DeviceBuffer::Scratch(device, int64_t{max_num_tokens} * num_heads_ * head_dim_, dtype_)),
       quantized_(device, max_num_tokens, int64_t{num_heads_} * head_dim_) {
-  const int64_t num_bytes =
-      device->ops().AttentionWorkspaceBytes(max_num_seqs, num_heads_, head_dim_);
+  const int64_t num_bytes = device->ops().AttentionWorkspaceBytes(
+      max_num_tokens, max_num_seqs, num_heads_, num_kv_heads_, head_dim_);
   workspace_ = DeviceBuffer::Scratch(device, num_bytes / 4 + 1, DType::kI32);
   device->Zero(workspace_.data(), workspace_.num_bytes());
 }
@@ -59,7 +59,12 @@ void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weigh
                   .dtype = dtype_,
                   .kv_dtype = cache.dtype()},
                  stream);
-  Attend(batch, weights, cache, layer);
+  PagedAttentionParams attention = Params(batch, cache);
+  attention.k_cache = cache.k(layer);
+  attention.v_cache = cache.v(layer);
+  attention.k_scale = KvScale(weights.k_scale, cache);
+  attention.v_scale = KvScale(weights.v_scale, cache);
+  ops.PagedAttention(attention, stream);
   Rows attended = {attention_.data(), nullptr, dtype_};
   if (weights.o.dtype == DType::kF8E4M3) {
     ops.Quantize({.x = attention_.data(),
@@ -74,76 +79,33 @@ void AttentionLayer::Forward(const DeviceBatch& batch, const LayerWeights& weigh
   products.Dense(attended, weights.o, batch.num_tokens, hidden_size_, num_heads_ * head_dim_, out);
 }
 
-// Decode rows that share a prefix are read bifurcated; all else, and everything behind a sliding
-// window, plainly. Decode rows and prefill chunks go apart: their kernels differ.
-void AttentionLayer::Attend(const DeviceBatch& batch, const LayerWeights& weights,
-                            const KvCache& cache, int layer) {
-  if (Bifurcates(batch)) {
-    AttendBifurcated(batch, weights, cache, layer);
-  } else if (batch.num_decode > 0) {
-    AttendPaged(batch, 0, batch.num_decode, 1, weights, cache, layer);
-  }
-  if (batch.num_decode < batch.num_seqs) {
-    AttendPaged(batch, batch.num_decode, batch.num_seqs, batch.max_seqlen_q, weights, cache, layer);
-  }
+void AttentionLayer::Plan(const DeviceBatch& batch, const KvCache& cache) {
+  device_->ops().PlanAttention(Params(batch, cache), device_->stream());
 }
 
-void AttentionLayer::AttendBifurcated(const DeviceBatch& batch, const LayerWeights& weights,
-                                      const KvCache& cache, int layer) {
-  device_->ops().BifurcatedAttention({.q = qkv_.data(),
-                                      .k_cache = cache.k(layer),
-                                      .v_cache = cache.v(layer),
-                                      .k_scale = KvScale(weights.k_scale, cache),
-                                      .v_scale = KvScale(weights.v_scale, cache),
-                                      .block_tables = batch.block_tables,
-                                      .seqlens_kv = batch.seqlens_kv,
-                                      .group_start = batch.group_start,
-                                      .prefix_len = batch.prefix_len,
-                                      .o = attention_.data(),
-                                      .workspace = workspace_.data(),
-                                      .num_seqs = batch.num_decode,
-                                      .num_groups = batch.num_groups,
-                                      .num_heads = num_heads_,
-                                      .num_kv_heads = num_kv_heads_,
-                                      .head_dim = head_dim_,
-                                      .block_size = kBlockSize,
-                                      .max_blocks = batch.max_blocks,
-                                      .q_stride = qkv_size_,
-                                      .sm_scale = sm_scale_,
-                                      .dtype = dtype_,
-                                      .kv_dtype = cache.dtype()},
-                                     device_->stream());
-}
-
-// Sequences [first_seq, end_seq). Their query ranges count from the batch's first token, so q and o
-// stay where they are.
-void AttentionLayer::AttendPaged(const DeviceBatch& batch, int first_seq, int end_seq,
-                                 int max_seqlen_q, const LayerWeights& weights,
-                                 const KvCache& cache, int layer) {
-  device_->ops().PagedAttention(
-      {.q = qkv_.data(),
-       .k_cache = cache.k(layer),
-       .v_cache = cache.v(layer),
-       .k_scale = KvScale(weights.k_scale, cache),
-       .v_scale = KvScale(weights.v_scale, cache),
-       .block_tables = batch.block_tables + int64_t{first_seq} * batch.max_blocks,
-       .cu_seqlens_q = batch.cu_seqlens_q + first_seq,
-       .seqlens_kv = batch.seqlens_kv + first_seq,
-       .o = attention_.data(),
-       .workspace = workspace_.data(),
-       .max_seqlen_q = max_seqlen_q,
-       .num_seqs = end_seq - first_seq,
-       .num_heads = num_heads_,
-       .num_kv_heads = num_kv_heads_,
-       .head_dim = head_dim_,
-       .block_size = kBlockSize,
-       .max_blocks = batch.max_blocks,
-       .q_stride = qkv_size_,
-       .sliding_window = sliding_window_,
-       .sm_scale = sm_scale_,
-       .dtype = dtype_,
-       .kv_dtype = cache.dtype()},
-      device_->stream());
+PagedAttentionParams AttentionLayer::Params(const DeviceBatch& batch, const KvCache& cache) const {
+  return {.q = qkv_.data(),
+          .block_tables = batch.block_tables,
+          .cu_seqlens_q = batch.cu_seqlens_q,
+          .seqlens_kv = batch.seqlens_kv,
+          .nodes = batch.nodes,
+          .own_begin = batch.own_begin,
+          .o = attention_.data(),
+          .workspace = workspace_.data(),
+          .max_seqlen_q = batch.max_seqlen_q,
+          .num_seqs = batch.num_seqs,
+          .num_nodes = Bifurcates(batch) ? batch.num_nodes : 0,
+          .num_heads = num_heads_,
+          .num_kv_heads = num_kv_heads_,
+          .head_dim = head_dim_,
+          .block_size = kBlockSize,
+          .max_blocks = batch.max_blocks,
+          .q_stride = qkv_size_,
+          .sliding_window = sliding_window_,
+          .sm_scale = sm_scale_,
+          .dtype = dtype_,
+          .kv_dtype = cache.dtype(),
+          .fp8_products = options_.enable_fp8};
 }
 
 }  // namespace bough

@@ -15,35 +15,38 @@
 
 namespace bough {
 
+struct AttentionOptions {
+  bool enable_bifurcated = true;  // false: what rows share is read once per row
+  bool enable_fp8 = false;        // PagedAttentionParams::fp8_products
+};
+
 class AttentionLayer {
  public:
-  // `enable_bifurcated` = false reads shared prefixes once per row.
   AttentionLayer(const ModelConfig& config, const Shard& shard, int max_num_tokens,
-                 int max_num_seqs, bool enable_bifurcated, Device* device);
+                 int max_num_seqs, const AttentionOptions& options, Device* device);
+
+  // Once a step, before the layers.
+  void Plan(const DeviceBatch& batch, const KvCache& cache);
 
   // x: [num_tokens, hidden_size], as weights.qkv takes it. out: [num_tokens, hidden_size] in the
   // device's activation dtype. They may not alias.
   void Forward(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
                int layer, const Rows& x, const Products& products, void* out);
 
-  // Whether the batch's shared prefixes are read once per group.
+  // Whether the batch's shared nodes are read once for all of their rows.
   bool Bifurcates(const DeviceBatch& batch) const {
-    return enable_bifurcated_ && batch.any_shared && sliding_window_ == 0;
+    return options_.enable_bifurcated && batch.any_shared;
   }
 
  private:
-  void Attend(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
-              int layer);
-  void AttendBifurcated(const DeviceBatch& batch, const LayerWeights& weights, const KvCache& cache,
-                        int layer);
-  void AttendPaged(const DeviceBatch& batch, int first_seq, int end_seq, int max_seqlen_q,
-                   const LayerWeights& weights, const KvCache& cache, int layer);
+  // Of all layers; without the cache's pointers and scales.
+  PagedAttentionParams Params(const DeviceBatch& batch, const KvCache& cache) const;
 
   Device* const device_;
   const DType dtype_;
   const int hidden_size_, num_heads_, num_kv_heads_, head_dim_, sliding_window_;
   const float rope_theta_, sm_scale_;
-  const bool enable_bifurcated_;
+  const AttentionOptions options_;
   const int qkv_size_;      // (num_heads + 2 num_kv_heads) * head_dim
   DeviceBuffer qkv_;        // [max_num_tokens, qkv_size]
   DeviceBuffer attention_;  // [max_num_tokens, num_heads * head_dim]

@@ -13,7 +13,7 @@ int64_t WidestPart(const ModelConfig& config, int world) {
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, const Shard& shard, const DecoderLimits& limits,
-                 bool enable_bifurcated_attention, Device* device, const Weights* weights,
+                 const AttentionOptions& attention, Device* device, const Weights* weights,
                  KvCache* cache, Communicator* comm)
     : config_(config),
       shard_(shard),
@@ -24,8 +24,8 @@ Decoder::Decoder(const ModelConfig& config, const Shard& shard, const DecoderLim
       cache_(cache),
       comm_(comm),
       products_(device),
-      attention_(config, shard, limits.max_num_tokens, limits.max_num_logits_rows,
-                 enable_bifurcated_attention, device) {
+      attention_(config, shard, limits.max_num_tokens, limits.max_num_logits_rows, attention,
+                 device) {
   const int64_t num_tokens = limits.max_num_tokens, num_rows = limits.max_num_logits_rows;
   if (config.is_moe()) {
     moe_.emplace(config, shard, limits.max_num_tokens, device);
@@ -50,7 +50,7 @@ Decoder::Decoder(const ModelConfig& config, const Shard& shard, const DecoderLim
 const float* Decoder::Forward(const DeviceBatch& batch, const int32_t* sampled) {
   CHECK_LE(batch.num_tokens, limits_.max_num_tokens);
   CHECK_LE(batch.num_logits_rows, limits_.max_num_logits_rows);
-  CHECK_LE(batch.num_decode, limits_.max_num_logits_rows);
+  CHECK_LE(batch.num_seqs, limits_.max_num_logits_rows);
   cache_->CopyBlocks(batch.copy_src, batch.copy_dst, batch.num_copies);
   device_->ops().Embedding({.ids = batch.tokens,
                             .sampled = sampled,
@@ -61,6 +61,7 @@ const float* Decoder::Forward(const DeviceBatch& batch, const int32_t* sampled) 
                             .dtype = dtype_,
                             .table_dtype = weights_->embedding.dtype},
                            device_->stream());
+  attention_.Plan(batch, *cache_);
   Delta delta = Delta::kNone;
   for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
     delta = Attend(batch, layer, delta);

@@ -29,7 +29,7 @@ class Decoder {
  public:
   // `device`, `weights`, `cache` and `comm` outlive it. `cache` may still be empty.
   Decoder(const ModelConfig& config, const Shard& shard, const DecoderLimits& limits,
-          bool enable_bifurcated_attention, Device* device, const Weights* weights, KvCache* cache,
+          const AttentionOptions& attention, Device* device, const Weights* weights, KvCache* cache,
           Communicator* comm);
 
   // Puts the batch on the stream. `sampled`: tokens of the step before, for the batch's negative

@@ -60,7 +60,7 @@ void SetSizes(const Batch& batch, DeviceBatch* out) {
   out->num_tokens = batch.num_tokens();
   out->num_seqs = batch.num_seqs();
   out->num_decode = batch.num_decode;
-  out->num_groups = static_cast<int>(batch.prefix_len.size());
+  out->num_nodes = static_cast<int>(batch.nodes.size());
   out->max_blocks = batch.max_blocks;
   for (int s = 0; s < batch.num_seqs(); ++s) {
     out->max_seqlen_q =
@@ -70,8 +70,7 @@ void SetSizes(const Batch& batch, DeviceBatch* out) {
   out->num_samples = static_cast<int>(batch.samples.size());
   out->max_top = batch.max_top;
   out->num_copies = static_cast<int>(batch.copy_src.size());
-  out->any_shared = std::any_of(batch.prefix_len.begin(), batch.prefix_len.end(),
-                                [](int32_t len) { return len > 0; });
+  out->any_shared = !batch.nodes.empty();
 }
 
 DeviceBatch View(const Batch& b) {
@@ -83,8 +82,8 @@ DeviceBatch View(const Batch& b) {
   out.cu_seqlens_q = b.cu_seqlens_q.data();
   out.seqlens_kv = b.seqlens_kv.data();
   out.block_tables = b.block_tables.data();
-  out.group_start = b.group_start.data();
-  out.prefix_len = b.prefix_len.data();
+  out.nodes = b.nodes.data();
+  out.own_begin = b.own_begin.data();
   out.logits_tokens = b.logits_tokens.data();
   out.copy_src = b.copy_src.data();
   out.copy_dst = b.copy_dst.data();
@@ -106,8 +105,8 @@ DeviceBatch Place(const Batch& b, Layout* layout) {
   out.cu_seqlens_q = layout->Add(b.cu_seqlens_q);
   out.seqlens_kv = layout->Add(b.seqlens_kv);
   out.block_tables = layout->Add(b.block_tables);
-  out.group_start = layout->Add(b.group_start);
-  out.prefix_len = layout->Add(b.prefix_len);
+  out.nodes = layout->Add(b.nodes);
+  out.own_begin = layout->Add(b.own_begin);
   out.logits_tokens = layout->Add(b.logits_tokens);
   out.copy_src = layout->Add(b.copy_src);
   out.copy_dst = layout->Add(b.copy_dst);
@@ -129,13 +128,6 @@ std::vector<int32_t> Ascending(const std::vector<int32_t>& values, int64_t size)
   return out;
 }
 
-// Group boundaries for `num_rows` groups: the batch's, then one row each, then empty ones.
-std::vector<int32_t> PaddedGroups(const Batch& b, int num_rows) {
-  std::vector<int32_t> out = Ascending(b.group_start, num_rows + 1);
-  for (int32_t& start : out) start = std::min(start, num_rows);
-  return out;
-}
-
 // The block tables with rows of `max_blocks` entries.
 std::vector<int32_t> WidenTables(const Batch& b, int max_blocks) {
   std::vector<int32_t> out(int64_t{b.num_seqs()} * max_blocks, -1);
@@ -149,7 +141,8 @@ std::vector<int32_t> WidenTables(const Batch& b, int max_blocks) {
 DeviceBatch PlacePadded(const Batch& b, int num_rows, int max_blocks, Layout* layout) {
   DeviceBatch out;
   SetSizes(b, &out);
-  out.num_tokens = out.num_seqs = out.num_decode = out.num_groups = num_rows;
+  out.num_tokens = out.num_seqs = out.num_decode = num_rows;
+  out.num_nodes = num_rows;  // no forest of so many rows has more
   out.num_logits_rows = out.num_samples = num_rows;
   out.max_blocks = max_blocks;
   out.max_seqlen_q = 1;
@@ -162,8 +155,8 @@ DeviceBatch PlacePadded(const Batch& b, int num_rows, int max_blocks, Layout* la
   out.slot_mapping = layout->Add<int32_t>(b.slot_mapping, num_rows, -1);
   out.cu_seqlens_q = layout->Add(Ascending(b.cu_seqlens_q, num_rows + 1));
   out.seqlens_kv = layout->Add<int32_t>(b.seqlens_kv, num_rows, 0);
-  out.group_start = layout->Add(PaddedGroups(b, num_rows));
-  out.prefix_len = layout->Add<int32_t>(b.prefix_len, num_rows, 0);
+  out.nodes = layout->Add<SharedNode>(b.nodes, num_rows, {num_rows, num_rows, 0, 0});
+  out.own_begin = layout->Add<int32_t>(b.own_begin, num_rows, 0);
   out.logits_tokens = layout->Add(Ascending(b.logits_tokens, num_rows));
   out.samples = layout->Add(b.samples, num_rows, no_sample);
   out.block_tables =
@@ -226,9 +219,10 @@ bool PaddedBatchMemory::Fits(const Batch& b) const {
     return static_cast<int64_t>(values.size()) <= size;
   };
   return b.num_seqs() == b.num_decode && b.num_seqs() <= max_num_rows_ && b.copy_src.empty() &&
-         b.max_blocks <= max_blocks_ && b.logits_tokens.size() == b.tokens.size() &&
-         b.samples.size() == b.tokens.size() && at_most(b.bias_ids, kMaxBias) &&
-         at_most(b.banned_ids, kMaxBanned) && at_most(b.seen_ids, kMaxSeen);
+         b.max_blocks <= max_blocks_ && b.nodes.size() <= b.tokens.size() &&
+         b.logits_tokens.size() == b.tokens.size() && b.samples.size() == b.tokens.size() &&
+         at_most(b.bias_ids, kMaxBias) && at_most(b.banned_ids, kMaxBanned) &&
+         at_most(b.seen_ids, kMaxSeen);
 }
 
 DeviceBatch PaddedBatchMemory::Upload(const Batch& batch, int num_rows) {

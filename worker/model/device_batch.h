@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/sampling.h"
 #include "worker/batch.h"
 #include "worker/model/device.h"
@@ -12,15 +13,17 @@
 namespace bough {
 
 // Sizes are the host's knowledge, arrays are as Batch has them. A padded batch ends in decode rows
-// that stand for nothing: slot -1, no keys, no copy, and a sample that nobody reads.
+// that stand for nothing: slot -1, no keys, no copy, and a sample that nobody reads; and in nodes
+// that hold no rows.
 struct DeviceBatch {
-  int num_tokens = 0, num_seqs = 0, num_decode = 0, num_groups = 0, max_blocks = 0;
+  int num_tokens = 0, num_seqs = 0, num_decode = 0, num_nodes = 0, max_blocks = 0;
   int max_seqlen_q = 0;
   int num_logits_rows = 0, num_samples = 0, max_top = 0, num_copies = 0;
-  bool any_shared = false;  // some group has a prefix
+  bool any_shared = false;  // some node stands for something
   const int32_t *tokens = nullptr, *positions = nullptr, *slot_mapping = nullptr;
   const int32_t *cu_seqlens_q = nullptr, *seqlens_kv = nullptr, *block_tables = nullptr;
-  const int32_t *group_start = nullptr, *prefix_len = nullptr;
+  const SharedNode* nodes = nullptr;
+  const int32_t* own_begin = nullptr;
   const int32_t *logits_tokens = nullptr, *copy_src = nullptr, *copy_dst = nullptr;
   const SamplingRow* samples = nullptr;
   const int32_t *bias_ids = nullptr, *seen_ids = nullptr, *seen_counts = nullptr;

@@ -31,9 +31,9 @@ OpTime Describe(const EmbeddingParams& p) {
   return {.name = p.sampled != nullptr ? "Embedding" : "GatherRows"};
 }
 OpTime Describe(const PagedAttentionParams& p) {
+  if (p.num_nodes > 0) return {.name = "PagedAttention/shared"};
   return {.name = p.max_seqlen_q == 1 ? "PagedAttention/decode" : "PagedAttention/prefill"};
 }
-OpTime Describe(const BifurcatedAttentionParams&) { return {.name = "BifurcatedAttention"}; }
 OpTime Describe(const AddRmsNormParams&) { return {.name = "AddRmsNorm"}; }
 OpTime Describe(const AddRmsNormGateParams&) { return {.name = "AddRmsNormGate"}; }
 OpTime Describe(const RopeAppendParams&) { return {.name = "RopeAppend"}; }
@@ -43,6 +43,15 @@ OpTime Describe(const CopyBlocksParams&) { return {.name = "CopyBlocks"}; }
 OpTime Describe(const MoeRouteParams&) { return {.name = "MoeRoute"}; }
 OpTime Describe(const MoeCombineParams&) { return {.name = "MoeCombine"}; }
 OpTime Describe(const SampleParams&) { return {.name = "Sample"}; }
+
+// The one op whose parameters are another's.
+template <typename Params, Ops::Op<Params> Ops::*member>
+constexpr bool IsPlan() {
+  if constexpr (std::is_same_v<Params, PagedAttentionParams>) {
+    return member == &Ops::PlanAttention;
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -60,7 +69,13 @@ void OpTimes::Run(const Params& params, Stream stream) {
     if (params.sampled != nullptr) current->BeginStep(params.num_tokens);
   }
   (current->ops_->*member)(params, stream);
-  if (current->step_ != nullptr) current->EndOp(Describe(params));
+  if (current->step_ != nullptr) {
+    if constexpr (IsPlan<Params, member>()) {
+      current->EndOp({.name = "PlanAttention"});
+    } else {
+      current->EndOp(Describe(params));
+    }
+  }
   // And ends with its sampling.
   if constexpr (std::is_same_v<Params, SampleParams>) current->step_ = nullptr;
 }
@@ -82,8 +97,8 @@ void OpTimes::Attach(Device* device) {
   timed_ops_.AddRmsNormGate = Run<AddRmsNormGateParams, &Ops::AddRmsNormGate>;
   timed_ops_.MoeRoute = Run<MoeRouteParams, &Ops::MoeRoute>;
   timed_ops_.MoeCombine = Run<MoeCombineParams, &Ops::MoeCombine>;
+  timed_ops_.PlanAttention = Run<PagedAttentionParams, &Ops::PlanAttention>;
   timed_ops_.PagedAttention = Run<PagedAttentionParams, &Ops::PagedAttention>;
-  timed_ops_.BifurcatedAttention = Run<BifurcatedAttentionParams, &Ops::BifurcatedAttention>;
   timed_ops_.Sample = Run<SampleParams, &Ops::Sample>;
   device->set_ops(&timed_ops_);
 }

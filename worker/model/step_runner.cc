@@ -12,9 +12,9 @@ constexpr int kMaxTop = 20;  // columns of the arrays of likeliest tokens: reque
 
 // Decode steps are padded to the next of these: every size up to 8, where a row more is another
 // expert's weights, then steps that waste a quarter at most.
-constexpr int kGraphRows[] = {1,   2,   3,   4,   5,   6,   7,   8,   10,  12, 14,
-                              16,  20,  24,  28,  32,  40,  48,  56,  64,  80, 96,
-                              112, 128, 160, 192, 224, 256, 320, 384, 448, 512};
+constexpr int kGraphRows[] = {1,   2,   3,   4,   5,   6,   7,   8,   10,   12,   14,   16,  20,
+                              24,  28,  32,  40,  48,  56,  64,  80,  96,   112,  128,  160, 192,
+                              224, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048};
 
 // Result arrays in host memory, each at its place for the largest step.
 struct ResultView {

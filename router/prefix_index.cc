@@ -1,5 +1,6 @@
 #include "router/prefix_index.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "common/check.h"
@@ -15,8 +16,8 @@ uint64_t Bit(int group) {
 
 // `mask_of(hash)` gives the groups that hold it. A group's depth is where it first drops out.
 template <typename MaskOf>
-std::array<int, kMaxGroups> MatchChain(std::span<const BlockHash> chain, MaskOf mask_of) {
-  std::array<int, kMaxGroups> depth = {};
+GroupDepths MatchChain(std::span<const BlockHash> chain, MaskOf mask_of) {
+  GroupDepths depth = {};
   uint64_t alive = ~uint64_t{0};
   for (const BlockHash& hash : chain) {
     alive &= mask_of(hash);
@@ -28,14 +29,24 @@ std::array<int, kMaxGroups> MatchChain(std::span<const BlockHash> chain, MaskOf 
 
 }  // namespace
 
+PrefixIndex::PrefixIndex(size_t max_blocks) : max_blocks_(max_blocks) { complete_.fill(true); }
+
+void PrefixIndex::Reserve(size_t num_blocks) { masks_.reserve(std::min(num_blocks, max_blocks_)); }
+
 void PrefixIndex::Add(int group, std::span<const BlockHash> hashes) {
   const uint64_t bit = Bit(group);
   for (const BlockHash& hash : hashes) {
+    if (masks_.size() == max_blocks_ && !masks_.contains(hash)) {
+      complete_[group] = false;
+      ++num_refused_;
+      continue;
+    }
     uint64_t& mask = masks_[hash];
     if (mask & bit) continue;
     mask |= bit;
     ++num_blocks_[group];
     digest_[group] += DigestTerm(hash);
+    bucket_digest_[group][DigestBucket(hash)] += DigestTerm(hash);
   }
 }
 
@@ -47,6 +58,7 @@ void PrefixIndex::Remove(int group, std::span<const BlockHash> hashes) {
     it->second &= ~bit;
     --num_blocks_[group];
     digest_[group] -= DigestTerm(hash);
+    bucket_digest_[group][DigestBucket(hash)] -= DigestTerm(hash);
     if (it->second == 0) masks_.erase(it);
   }
 }
@@ -60,9 +72,20 @@ void PrefixIndex::Clear(int group) {
   }
   num_blocks_[group] = 0;
   digest_[group] = 0;
+  bucket_digest_[group] = {};
+  complete_[group] = true;
 }
 
-std::array<int, kMaxGroups> PrefixIndex::Match(std::span<const BlockHash> chain) const {
+bool PrefixIndex::Sweep() { return false; }
+
+void PrefixIndex::ForEachInBucket(int group, int bucket,
+                                  absl::FunctionRef<void(const BlockHash&)> visit) const {
+  for (const auto& [hash, mask] : masks_) {
+    if ((mask & Bit(group)) && DigestBucket(hash) == bucket) visit(hash);
+  }
+}
+
+GroupDepths PrefixIndex::Match(std::span<const BlockHash> chain) const {
   return MatchChain(chain, [this](const BlockHash& hash) {
     auto it = masks_.find(hash);
     return it == masks_.end() ? uint64_t{0} : it->second;
@@ -91,7 +114,7 @@ void ActivePrefixes::Remove(int group, std::span<const BlockHash> chain) {
   }
 }
 
-std::array<int, kMaxGroups> ActivePrefixes::Match(std::span<const BlockHash> chain) const {
+GroupDepths ActivePrefixes::Match(std::span<const BlockHash> chain) const {
   return MatchChain(chain, [this](const BlockHash& hash) {
     auto it = uses_.find(hash);
     return it == uses_.end() ? uint64_t{0} : it->second.mask;

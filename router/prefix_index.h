@@ -11,34 +11,68 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "common/block_hash.h"
 
 namespace bough::router {
 
 inline constexpr int kMaxGroups = 64;
 
-// Not thread-safe.
+// Blocks that each group holds, or the depth of each; by group.
+using GroupDepths = std::array<int, kMaxGroups>;
+
+// The index's cap unless told otherwise: 1.2 GB at 40 bytes a block.
+inline constexpr size_t kDefaultMaxBlocks = 32 << 20;
+
+// One thread writes; Match may run on any number of other threads meanwhile and never waits.
+// Everything but Match is called from the writing thread.
 class PrefixIndex {
  public:
-  // REQUIRES: 0 <= group < kMaxGroups. Adding a block twice, or removing one that is not there,
-  // changes nothing.
+  // `max_blocks`: distinct hashes held at most, a hard cap on memory (bytes() <= 40 * max_blocks).
+  explicit PrefixIndex(size_t max_blocks = kDefaultMaxBlocks);
+
+  // Room for this many distinct hashes at once, so that a snapshot does not grow the table step by
+  // step. Never needed.
+  void Reserve(size_t num_blocks);
+
+  // REQUIRES: 0 <= group < kMaxGroups, everywhere. Adding a block twice, or removing one that is not
+  // there, changes nothing. A new hash at the cap is refused: see complete().
   void Add(int group, std::span<const BlockHash> hashes);
   void Remove(int group, std::span<const BlockHash> hashes);
+  // Forgets all of the group's blocks at once, in O(1): what is left of them is swept later, by the
+  // writes that come and by Sweep.
   void Clear(int group);
+  // A bounded slice of that work (some 10 us). True = more is left.
+  bool Sweep();
 
   // Leading blocks of `chain` that each group holds.
-  std::array<int, kMaxGroups> Match(std::span<const BlockHash> chain) const;
+  GroupDepths Match(std::span<const BlockHash> chain) const;
 
   int num_blocks(int group) const { return num_blocks_[group]; }
-  // Distinct hashes over all groups.
-  size_t size() const { return masks_.size(); }
-  // Sum of DigestTerm over the group's hashes, as CacheDelta.digest.
+  // Sum of DigestTerm over the group's hashes, as CacheDelta.digest; and over those of them in one
+  // DigestBucket.
   uint64_t digest(int group) const { return digest_[group]; }
+  uint64_t bucket_digest(int group, int bucket) const { return bucket_digest_[group][bucket]; }
+  // The group's hashes in one DigestBucket, in no order. The index must not change meanwhile.
+  void ForEachInBucket(int group, int bucket,
+                       absl::FunctionRef<void(const BlockHash&)> visit) const;
+  // False once one of the group's blocks was refused for lack of room, until Clear: its counts and
+  // digests then lack refused blocks and cannot agree with the group's own.
+  bool complete(int group) const { return complete_[group]; }
+
+  // Distinct hashes over all groups; those of a cleared group count until swept.
+  size_t size() const { return masks_.size(); }
+  size_t max_blocks() const { return max_blocks_; }
+  int64_t num_refused() const { return num_refused_; }
 
  private:
+  const size_t max_blocks_;
   absl::flat_hash_map<BlockHash, uint64_t> masks_;
   std::array<int, kMaxGroups> num_blocks_ = {};
   std::array<uint64_t, kMaxGroups> digest_ = {};
+  std::array<std::array<uint64_t, kNumDigestBuckets>, kMaxGroups> bucket_digest_ = {};
+  std::array<bool, kMaxGroups> complete_;
+  int64_t num_refused_ = 0;
 };
 
 // The blocks of requests in flight, counted per group: what a group is about to hold before its
@@ -50,7 +84,7 @@ class ActivePrefixes {
   // REQUIRES: an Add of the same chain to the same group.
   void Remove(int group, std::span<const BlockHash> chain);
 
-  std::array<int, kMaxGroups> Match(std::span<const BlockHash> chain) const;
+  GroupDepths Match(std::span<const BlockHash> chain) const;
   bool empty() const { return uses_.empty(); }
 
  private:

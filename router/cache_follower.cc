@@ -151,18 +151,23 @@ CacheFollower::Command CacheFollower::On(const BucketDigests& digests, absl::Tim
   return AskBuckets(now);
 }
 
+void CacheFollower::RemoveBuckets(const std::bitset<kNumDigestBuckets>& buckets) {
+  std::vector<BlockHash> hashes;
+  for (int b = 0; b < kNumDigestBuckets; ++b) {
+    if (!buckets[b]) continue;
+    index_.ForEachInBucket(group_, b, [&hashes](const BlockHash& h) { hashes.push_back(h); });
+  }
+  index_.Remove(group_, hashes);
+}
+
 CacheFollower::Command CacheFollower::On(const BucketContents& contents, absl::Time now) {
   if (!connected_ || contents.epoch != epoch_ || !has_base_) return std::nullopt;
   stats_.bucket_bytes += static_cast<int64_t>(16 * contents.hashes.size());
   if (contents.seq < seq_) return std::nullopt;
   if (contents.seq > seq_) return OnGap(now);
   const std::bitset<kNumDigestBuckets> named = Named(contents.buckets);
-  std::vector<BlockHash> old;
-  for (int b = 0; b < kNumDigestBuckets; ++b) {
-    if (!named[b] || index_.bucket_digest(group_, b) == 0) continue;
-    index_.ForEachInBucket(group_, b, [&old](const BlockHash& hash) { old.push_back(hash); });
-  }
-  index_.Remove(group_, old);
+  // While the index fills, all that it holds of these buckets came by deltas and is right.
+  if (in_sync_) RemoveBuckets(named);
   index_.Add(group_, contents.hashes);
   missing_ &= ~named;
   if (waiting_ != Waiting::kBuckets) return std::nullopt;

@@ -77,6 +77,7 @@ class CacheFollower {
   Command StartOver(absl::Time now);
   Command OnGap(absl::Time now);
   Command CheckDigest(uint64_t digest, absl::Time now);
+  void RemoveBuckets(const std::bitset<kNumDigestBuckets>& buckets);
   void Forget();
 
   const int group_;

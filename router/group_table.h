@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "router/cache_follower.h"
+#include "router/coefficients.h"
 #include "router/config.h"
 #include "router/group_messages.h"
 #include "router/policy.h"
@@ -38,6 +39,7 @@ struct GroupState {
   absl::Time last_heard = absl::InfinitePast();
   absl::Time last_load = absl::InfinitePast();
 
+  BusyShare busy_share;  // from the loads it reported
   // Predicted prefill seconds of the submits on this stream that `load` does not count yet, oldest
   // first.
   std::deque<double> unreported;

@@ -50,6 +50,9 @@ void GroupTable::OnProgress(int group, RankProgress progress, absl::Time now) {
 
 void GroupTable::OnLoad(int group, const GroupLoad& load, absl::Time now) {
   GroupState& g = groups_[group];
+  if (g.last_load != absl::InfinitePast()) {
+    g.busy_share.Add(g.load.drain_seconds > 0, absl::ToDoubleSeconds(now - g.last_load));
+  }
   g.load = load;
   g.last_heard = g.last_load = now;
   g.unreported_seconds = 0;
@@ -130,8 +133,10 @@ std::vector<GroupView> GroupTable::Views(std::span<const BlockHash> chain,
     v.unreported_seconds = g.unreported_seconds;
     v.prefill_seconds_per_token = g.load.prefill_seconds_per_token;
     v.decode_seconds_per_block = g.load.decode_seconds_per_block;
+    v.busy_share = g.busy_share.value();
     v.total_blocks = g.hello.total_blocks;
     v.free_blocks = g.last_load == absl::InfinitePast() ? g.hello.total_blocks : g.load.free_blocks;
+    v.running = g.load.running;
     v.requests = std::max(g.load.running + g.load.waiting, g.requests_here);
   }
   return views;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "router/coefficients.h"
 #include "router/config.h"
 #include "router/group_messages.h"
 #include "router/policy.h"
@@ -38,6 +39,7 @@ struct GroupState {
   uint64_t cache_seq = 0;
   bool in_snapshot = false;
 
+  BusyShare busy_share;           // from the loads it reported
   double unreported_seconds = 0;  // predicted prefill sent since last_load
   int requests_here = 0;          // this router's, in flight
   // Since the router connected.

@@ -37,4 +37,15 @@ std::vector<BlockHash> HashBlocks(const BlockHash& root, std::span<const int32_t
 // What one hash adds to a rolling digest (link.proto, CacheDelta.digest); removal subtracts it.
 inline uint64_t DigestTerm(const BlockHash& h) { return h.lo ^ h.hi; }
 
+// Where a hash lies among all hashes: uniform over 64 bits, even for hashes counted up by hand.
+inline uint64_t HashPosition(const BlockHash& h) {
+  uint64_t x = h.lo + h.hi * 0x9e3779b97f4a7c15;
+  x ^= x >> 32;
+  return x * 0xd6e8feb86659fd93;
+}
+
+// Digests of 1/256 of the hashes each say where two copies of a set differ.
+inline constexpr int kNumDigestBuckets = 256;
+inline int DigestBucket(const BlockHash& h) { return static_cast<int>(HashPosition(h) >> 56); }
+
 }  // namespace bough

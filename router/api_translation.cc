@@ -40,6 +40,7 @@ void AddRoute(const std::vector<RouteTerm>& route,
     terms["externality"] = t.externality;
     terms["decode"] = t.decode;
     terms["eviction"] = t.eviction;
+    terms["next_turn"] = t.next_turn;
   }
 }
 

@@ -1,8 +1,23 @@
 #include "router/policy.h"
 
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
 #include <vector>
 
 #include "gtest/gtest.h"
+
+static int64_t g_num_allocations = 0;
+
+void* operator new(size_t size) {
+  ++g_num_allocations;
+  void* p = std::malloc(size);
+  if (p == nullptr) std::abort();
+  return p;
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace bough::router {
 namespace {
@@ -102,40 +117,113 @@ TEST(Policy, ChoosesAsTheTableSays) {
 
 TEST(Policy, TermsAreInSecondsAndSumToTheTotal) {
   const RouteQuery query{.prompt_tokens = 640, .num_choices = 2, .max_tokens = 128};
+  PolicyCoefficients coefficients;
+  coefficients.lambda_load = 2;
+  coefficients.lambda_wait = 0.5;
+  coefficients.decode_weight = 0.5;
+  coefficients.next_turn_probability = 0.5;
+  coefficients.next_turn_seconds = 64;
   GroupView g = Ready();
   g.matched_blocks = 4;
   g.active_blocks = 2;
   g.drain_seconds = 1.5;
   g.unreported_seconds = 0.5;
   g.decode_seconds_per_block = 1e-5;
+  g.busy_share = 0.5;
+  g.total_blocks = 500;
   g.free_blocks = 3;
-  const Candidate c = PlaceRequest(query, {g}, {}).candidates[0];
+  g.running = 6;
+  const Candidate c = PlaceRequest(query, {&g, 1}, coefficients).candidates[0];
   EXPECT_EQ(c.matched_tokens, 256);
   EXPECT_DOUBLE_EQ(c.terms.wait, 2);
   EXPECT_DOUBLE_EQ(c.terms.prefill, 384e-3);
-  EXPECT_DOUBLE_EQ(c.terms.externality, 2 * 384e-3);         // lambda = queue / 1 s
-  EXPECT_DOUBLE_EQ(c.terms.decode, 64 * 8 * 1e-5);           // half of max_tokens, 10 - 2 blocks
+  EXPECT_DOUBLE_EQ(c.terms.externality, 3 * 384e-3);  // lambda = 2 * 0.5 / 0.5 + 0.5 * 2 s
+  // Half the weight, half of max_tokens, 6 rows and 2 of its own, 10 - 2 blocks.
+  EXPECT_DOUBLE_EQ(c.terms.decode, 0.5 * 64 * (6 + 2) * 8 * 1e-5);
   EXPECT_DOUBLE_EQ(c.terms.eviction, 5 * 64 * 1e-3 * 0.25);  // 6 + 2 blocks needed, 3 free
+  // A cache of 32 s of work that half of the time is worked at: a block stays for 64 s.
+  EXPECT_DOUBLE_EQ(c.terms.next_turn, -0.5 * 0.64 * std::exp(-1));
   EXPECT_DOUBLE_EQ(c.terms.total(), c.terms.wait + c.terms.prefill + c.terms.externality +
-                                        c.terms.decode + c.terms.eviction);
+                                        c.terms.decode + c.terms.eviction + c.terms.next_turn);
 }
 
 TEST(Policy, TheLastPromptTokenIsAlwaysComputed) {
   GroupView g = Ready();
   g.matched_blocks = 2;
   const RouteQuery query{.prompt_tokens = 128, .num_choices = 1, .max_tokens = 1};
-  EXPECT_EQ(PlaceRequest(query, {g}, {}).candidates[0].matched_tokens, 127);
+  EXPECT_EQ(PlaceRequest(query, {&g, 1}, {}).candidates[0].matched_tokens, 127);
 }
 
-TEST(Policy, SplittingABusyGroupsWorkIsWorthMoreTheLongerItsQueue) {
+TEST(Policy, WorkThatCouldBeSkippedIsTheDearerTheHigherTheLoad) {
   GroupView g = Ready();
+  auto externality = [&g] {
+    return PlaceRequest({640, 1, 1}, {&g, 1}, {}).candidates[0].terms.externality;
+  };
   double last = 0;
-  for (double queue : {0.0, 1.0, 4.0}) {
-    g.drain_seconds = queue;
-    const double externality = PlaceRequest({640, 1, 1}, {g}, {}).candidates[0].terms.externality;
-    EXPECT_GT(externality, last) << queue;
-    last = externality;
+  for (double rho : {0.0, 0.5, 0.8}) {
+    g.busy_share = rho;
+    EXPECT_GT(externality(), last) << rho;
+    last = externality();
   }
+  g.drain_seconds = 4;  // a burst that the share of busy time does not show yet
+  EXPECT_GT(externality(), last);
+  g.busy_share = 1;
+  EXPECT_DOUBLE_EQ(externality(), PolicyCoefficients().lambda_max * 0.64);
+}
+
+// A prefix of 6,400 tokens is worth 6.4 s of prefill; group 0 holds it.
+TEST(Policy, AHotPrefixIsCopiedWhenWaitingForItCostsMoreThanItsPrefillWithWhatThatDelays) {
+  PolicyCoefficients coefficients;
+  coefficients.lambda_load = 0;
+  coefficients.lambda_wait = 0;
+  coefficients.lambda_min = 0.5;
+  std::vector<GroupView> groups = {Ready(), Ready()};
+  groups[0].matched_blocks = 100;
+  for (double wait : {6.0, 9.0}) {  // between them: 1.5 * 6.4 s would be 9.6 s less the new tokens
+    groups[0].drain_seconds = wait;
+    EXPECT_EQ(PlaceRequest({6464, 1, 1}, groups, coefficients).chosen, 0) << wait;
+  }
+  groups[0].drain_seconds = 10;
+  EXPECT_EQ(PlaceRequest({6464, 1, 1}, groups, coefficients).chosen, 1);
+}
+
+TEST(Policy, AContextBeingDecodedKeepsItsSiblingsTheMoreTheMoreRowsShareTheStep) {
+  std::vector<GroupView> groups = {Ready(), Ready()};
+  for (GroupView& g : groups) g.matched_blocks = 100, g.decode_seconds_per_block = 1e-6;
+  groups[1].active_blocks = 100;
+  groups[1].drain_seconds = 0.2;
+  const RouteQuery query{.prompt_tokens = 6464, .num_choices = 1, .expected_answer_tokens = 500};
+  groups[0].running = groups[1].running = 1;
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 0);  // 0.03 s of reading is not worth 0.2 s
+  groups[0].running = groups[1].running = 30;
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 1);
+}
+
+TEST(Policy, TheRoutersFitReplacesTheGroupsOwn) {
+  GroupView g = Ready();
+  g.matched_blocks = 5;
+  g.running = 3;
+  g.prefill = {.per_prompt = 0.01, .per_token = 1e-4, .per_pair = 1e-6, .per_token_row = 1e-5};
+  const Candidate c = PlaceRequest({640, 1, 1}, {&g, 1}, {}).candidates[0];
+  EXPECT_DOUBLE_EQ(c.terms.prefill, 0.01 + 320 * (1e-4 + 1e-6 * (320 + 160) + 1e-5 * 3));
+}
+
+TEST(Policy, AConversationGoesWhereItsBlocksWillStay) {
+  std::vector<GroupView> groups = {Ready(), Ready()};
+  groups[0].total_blocks = groups[0].free_blocks = 200;
+  EXPECT_EQ(PlaceRequest({6400, 1, 1}, groups, {}).chosen, 1);
+  groups[1].busy_share = 0.99;  // its cache turns over as fast as it can
+  groups[1].total_blocks = groups[1].free_blocks = 2000;
+  groups[0].total_blocks = groups[0].free_blocks = 10000;
+  EXPECT_EQ(PlaceRequest({6400, 1, 1}, groups, {}).chosen, 0);
+}
+
+TEST(Policy, PlacementAllocatesNothing) {
+  const std::vector<GroupView> groups(kMaxGroups, Ready());
+  const int64_t before = g_num_allocations;
+  const int chosen = PlaceRequest({640, 1, 100}, groups, {}).chosen;
+  EXPECT_EQ(g_num_allocations, before);
+  EXPECT_EQ(chosen, 0);
 }
 
 }  // namespace

@@ -58,37 +58,74 @@ struct UnitParts {
   }
 };
 
-// Merges a unit's parts into o. Called by `num_threads` threads, `thread` of them this one.
-__device__ inline void MergeUnit(const AttentionParams& p, const WorkPlan& plan, int unit_idx,
-                                 int kv_head, int thread, int num_threads) {
-  constexpr int kBatch = 8;  // loads in flight
-  const WorkUnit unit = plan.units[unit_idx];
-  const int heads = p.HeadsPerKv(), columns = p.head_dim / 4;
-  for (int i = thread; i < heads * columns; i += num_threads) {
-    const int head = i / columns, column = i % columns * 4;
-    MergedState state;
+// Merges kRows rows of a unit of a KV head, from row `row` on, into o; the lanes of a warp take columns.
+// kBatch parts' loads are in flight.
+template <int kRows, int kBatch>
+__device__ void MergeRows(const AttentionParams& p, const WorkPlan& plan, const WorkUnit& unit,
+                          int unit_idx, int kv_head, int row) {
+  const int heads = p.HeadsPerKv();
+  for (int column = threadIdx.x % kWarpSize * 4; column < p.head_dim; column += kWarpSize * 4) {
+    MergedState state[kRows];
 #pragma unroll
     for (int entry : unit.entries) {
       if (entry < 0) continue;
       const UnitParts parts(plan, entry, unit_idx, kv_head, heads);
       for (int part = 0; part < parts.count; part += kBatch) {
-        float2 ml[kBatch];
-        float4 o[kBatch];
+        float2 ml[kRows][kBatch];
+        float4 o[kRows][kBatch];
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          ml[k] = {-INFINITY, 0};
-          o[k] = {0, 0, 0, 0};
-          if (part + k < parts.count) {
-            const float* slot =
-                plan.Slot(parts.slot + int64_t{part + k} * parts.stride + head, p.head_dim);
-            ml[k] = __ldcg(reinterpret_cast<const float2*>(slot + p.head_dim));
-            o[k] = __ldcg(reinterpret_cast<const float4*>(slot + column));
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int k = 0; k < kBatch; ++k) {
+            ml[r][k] = {-INFINITY, 0};
+            o[r][k] = {0, 0, 0, 0};
+            if (part + k < parts.count && row + r < heads) {
+              const int64_t slot = parts.slot + int64_t{part + k} * parts.stride + row + r;
+              const float* from = plan.Slot(slot, p.head_dim);
+              ml[r][k] = __ldcg(reinterpret_cast<const float2*>(from + p.head_dim));
+              o[r][k] = __ldcg(reinterpret_cast<const float4*>(from + column));
+            }
           }
         }
-        state.Add(ml, o);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) state[r].Add(ml[r], o[r]);
       }
     }
-    state.Write(p.Output(unit.token, kv_head * heads + head) + column, p.VScale(kv_head));
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r < heads) {
+        state[r].Write(p.Output(unit.token, kv_head * heads + row + r) + column, p.VScale(kv_head));
+      }
+    }
+  }
+}
+
+// Merges `count` units; item(k) is the k-th and its KV head. Called by whole warps, this one `warp` of
+// num_warps: each takes a unit at a time or, when there are few, four rows or one of a unit.
+template <typename Item>
+__device__ void MergeUnits(const AttentionParams& p, const WorkPlan& plan, int count, int warp,
+                           int num_warps, Item item) {
+  const int heads = p.HeadsPerKv();
+  const auto unit_at = [&](int idx) {
+    WorkUnit unit;
+    const int4* from = reinterpret_cast<const int4*>(plan.units + idx);
+    reinterpret_cast<int4*>(&unit)[0] = __ldg(from);
+    reinterpret_cast<int4*>(&unit)[1] = __ldg(from + 1);
+    return unit;
+  };
+  if (count >= num_warps) {
+    for (int k = warp; k < count; k += num_warps) {
+      const int2 what = item(k);
+      const WorkUnit unit = unit_at(what.x);
+      for (int row = 0; row < heads; row += 4) {
+        MergeRows<4, 3>(p, plan, unit, what.x, what.y, row);
+      }
+    }
+  } else {
+    for (int i = warp; i < count * heads; i += num_warps) {
+      const int2 what = item(i / heads);
+      MergeRows<1, 12>(p, plan, unit_at(what.x), what.x, what.y, i % heads);
+    }
   }
 }
 
@@ -119,9 +156,11 @@ __device__ void FinishPart(const AttentionParams& p, const WorkPlan& plan, const
   }
   __threadfence();
   sync();
-  for (int i = 0; i < part.entry.num_units; ++i) {
+  for (int i = thread / kWarpSize; i < part.entry.num_units; i += num_threads / kWarpSize) {
     if (memory.last[i]) {
-      MergeUnit(p, plan, part.entry.first_unit + i, part.kv_head, thread, num_threads);
+      MergeUnits(p, plan, 1, 0, 1, [&](int) {
+        return int2{part.entry.first_unit + i, part.kv_head};
+      });
     }
   }
 }

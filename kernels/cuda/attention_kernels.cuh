@@ -90,8 +90,15 @@ inline int StreamTiles(const AttentionParams& p) {
   return p.num_nodes > 0 || own_rows > 8 ? 2 : 1;
 }
 // Its thread blocks an SM: one's parts end while the other's stream.
-inline constexpr int kStreamBlocksPerSm = 2;
-inline int StreamAttentionGrid() { return NumSms() * kStreamBlocksPerSm; }
+#ifndef STREAM_V
+#define STREAM_V 2
+#endif
+constexpr int StreamBlocksPerSm(bool is_e4m3, int num_tiles) {
+  return is_e4m3 && num_tiles == 1 ? STREAM_V : 2;
+}
+inline int StreamAttentionGrid(const AttentionParams& p) {
+  return NumSms() * StreamBlocksPerSm(p.kv_dtype == DType::kF8E4M3, StreamTiles(p));
+}
 
 // As many thread blocks as the GPU holds at once, at most max_per_sm an SM; lets the kernel have that much shared memory.
 template <typename Kernel>

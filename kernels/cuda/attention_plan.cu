@@ -388,7 +388,7 @@ void LaunchPlan(const AttentionParams& p, const WorkPlan& plan, Stream stream) {
   (void)allowed;
   Launch(PlanAttentionKernel, dim3(1), kPlanThreads, bytes, stream, p, plan, AllInPlan(p),
          static_cast<int>(sizes.max_tiles), p.num_nodes > 0 ? TileAttentionGrid(p) : 1,
-         StreamAttentionGrid());
+         StreamAttentionGrid(p));
 }
 
 }  // namespace bough::cuda

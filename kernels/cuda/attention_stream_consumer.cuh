@@ -21,6 +21,33 @@ __device__ inline void LoadFragmentsTransposed(uint32_t (&r)[4], uint32_t addres
                : "memory");
 }
 
+// Counts the parts in the workspace for their units and merges the units that they complete. Done for many
+// parts at once: it is a chain of trips to L2. All consumers call it.
+template <typename S>
+__device__ void CountPending(const AttentionParams& p, const WorkPlan& plan,
+                             StreamShared<S>& shared, int num_pending) {
+  if (threadIdx.x == 0) shared.num_complete = 0;
+  __threadfence();
+  SyncThreads(1, kConsumers);
+  const int i = threadIdx.x;
+  if (i < num_pending && shared.pending[i].unit >= 0) {
+    const PendingUnit pending = shared.pending[i];
+    const int num_blocks = plan.units[pending.unit].num_blocks;
+    int* counter = plan.counters + pending.kv_head * plan.max_units + pending.unit;
+    if (atomicAdd(counter, pending.num_blocks) + pending.num_blocks == num_blocks) {
+      *counter = 0;  // for the next launch
+      shared.complete[atomicAdd(&shared.num_complete, 1)] = i;
+    }
+  }
+  __threadfence();
+  SyncThreads(1, kConsumers);
+  MergeUnits(p, plan, shared.num_complete, threadIdx.x / kWarpSize, kConsumerWarps, [&](int k) {
+    const PendingUnit& pending = shared.pending[shared.complete[k]];
+    return int2{pending.unit, pending.kv_head};
+  });
+  SyncThreads(1, kConsumers);  // `pending` may change
+}
+
 // One of the four warps that read the ring. Lane (g, t) holds, of tile n of 8 query rows, rows 2t and
 // 2t + 1 (index c): m and l of them (l of the lane's own keys only) and o^T of elements 16 j + g and
 // + 8 in o[n][j][c] and [c + 2].
@@ -155,6 +182,7 @@ struct StreamConsumer {
 
   // Turns scores of tile n into weights relative to its rows' new m.
   __device__ void AbsorbScores(int n, float (&s)[4]) {
+    float rescale[2];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       float max = fmaxf(s[c], s[c + 2]);
@@ -164,15 +192,17 @@ struct StreamConsumer {
       }
       max = fmaxf(m[n][c], max * scale);
       const float finite_max = max == -INFINITY ? 0 : max;  // no key of 16 may be seen
-      const float rescale = Exp2(m[n][c] - finite_max);
+      rescale[c] = Exp2(m[n][c] - finite_max);
       m[n][c] = max;
       s[c] = Exp2(s[c] * scale - finite_max);
       s[c + 2] = Exp2(s[c + 2] * scale - finite_max);
-      l[n][c] = l[n][c] * rescale + s[c] + s[c + 2];
+      l[n][c] = l[n][c] * rescale[c] + s[c] + s[c + 2];
+    }
+    if (__any_sync(kFullWarp, rescale[0] != 1 || rescale[1] != 1)) {
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-        o[n][j][c] *= rescale;
-        o[n][j][c + 2] *= rescale;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][j][i] *= rescale[i % 2];
       }
     }
   }
@@ -294,33 +324,6 @@ struct StreamConsumer {
     num_pending += num_units;
   }
 
-  // Counts the parts in the workspace for their units and merges the units that they complete. Done for
-  // many parts at once: it is a chain of trips to L2.
-  __device__ void CountPending() {
-    if (num_pending == 0) return;
-    if (threadIdx.x == 0) shared.num_complete = 0;
-    __threadfence();
-    Sync();
-    const int i = threadIdx.x;
-    if (i < num_pending && shared.pending[i].unit >= 0) {
-      const PendingUnit pending = shared.pending[i];
-      const int num_blocks = plan.units[pending.unit].num_blocks;
-      int* counter = plan.counters + pending.kv_head * plan.max_units + pending.unit;
-      if (atomicAdd(counter, pending.num_blocks) + pending.num_blocks == num_blocks) {
-        *counter = 0;  // for the next launch
-        shared.complete[atomicAdd(&shared.num_complete, 1)] = i;
-      }
-    }
-    __threadfence();
-    Sync();
-    MergeUnits(p, plan, shared.num_complete, warp, kConsumerWarps, [&](int k) {
-      const PendingUnit& pending = shared.pending[shared.complete[k]];
-      return int2{pending.unit, pending.kv_head};
-    });
-    num_pending = 0;
-    Sync();  // `pending` may change
-  }
-
   // The warp reads the stage no more.
   __device__ void Release(int stage) {
     __syncwarp();
@@ -334,23 +337,23 @@ struct StreamConsumer {
       Wait(&shared.full[at.stage], at.phase);
       const Info& info = shared.info[at.stage];
       const int flags = info.flags;
-      if (flags & kEnd) break;
       if (flags & kFirst) {
         TakeHead(info.part.kv_head);
         LoadQueries(at.stage);
       }
       if (flags & kHasKeys) TakeIn(at.stage, info);
-      if (flags & kLast) {
-        Finish(at.stage, info);
-        Release(at.stage);
-        if (num_pending > kMaxPending - kStreamRows) CountPending();
-        Clear();
-      } else {
-        Release(at.stage);
-      }
+      if (flags & kLast) Finish(at.stage, info);
+      Release(at.stage);
       at.Advance();
+      if (flags & (kLast | kEnd)) {
+        if (num_pending > (flags & kEnd ? 0 : kMaxPending - kStreamRows)) {
+          CountPending(p, plan, shared, num_pending);
+          num_pending = 0;
+        }
+        if (flags & kEnd) return;
+        Clear();
+      }
     }
-    CountPending();
   }
 };
 

@@ -7,7 +7,7 @@ namespace bough::cuda {
 
 template <typename KV, int kHeadDim, int kTiles>
 void LaunchStreamKernel(const AttentionParams& p, const WorkPlan& plan, Stream stream) {
-  using S = StreamShape<KV, kHeadDim, kTiles, kStreamBlocksPerSm>;
+  using S = StreamShape<KV, kHeadDim, kTiles, StreamBlocksPerSm(sizeof(KV) == 1, kTiles)>;
   static_assert(sizeof(StreamShared<S>) <= S::kBytes, "thread blocks share an SM's memory");
   const auto kernel = StreamAttentionKernel<S>;
   static const bool allowed = [&] {
@@ -23,7 +23,7 @@ void LaunchStreamKernel(const AttentionParams& p, const WorkPlan& plan, Stream s
   const CUtensorMap v_map =
       S::kWidens ? MakeTensorMap(p.v_cache, kManyRows, 128, 128, kHeadDim / 2)
                  : MakeTensorMap(p.v_cache, kManyRows, S::kRowBytes, S::kBoxBytes, kBlockKeys);
-  Launch(kernel, dim3(StreamAttentionGrid()), kStreamThreads, sizeof(StreamShared<S>), stream,
+  Launch(kernel, dim3(StreamAttentionGrid(p)), kStreamThreads, sizeof(StreamShared<S>), stream,
          k_map, v_map, p, plan, p.num_nodes > 0);
 }
 

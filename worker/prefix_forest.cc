@@ -43,8 +43,8 @@ class Trie {
         num_shared[id] = num_shared[node.parent];
         last_level[id] = last_level[node.parent];
       }
-      if (!IsShared(id, last_level[id], num_shared[id])) continue;
       const int key_begin = forest.own_begin[node.begin], key_end = node.depth * kBlockSize;
+      if (!BestOf(id, last_level[id], num_shared[id], key_begin / kBlockSize).second) continue;
       forest.nodes.push_back({node.begin, node.end, key_begin, key_end});
       forest.num_blocks_read += (key_end - key_begin) / kBlockSize;
       std::fill(forest.own_begin.begin() + node.begin, forest.own_begin.begin() + node.end,
@@ -107,12 +107,6 @@ class Trie {
     return below_[below_begin_[id] + (last_level + 1) * (kMaxForestDepth + 1) + num_shared];
   }
 
-  int DepthAbove(size_t id, int level) const {
-    if (level == kNone) return 0;
-    while (nodes_[id].level != level) id = nodes_[id].parent;
-    return nodes_[id].depth;
-  }
-
   // What sharing the node saves against reading `num_blocks` of it by rows.
   double Saved(const Node& node, int num_blocks) const {
     const int num_rows = node.end - node.begin;
@@ -126,12 +120,15 @@ class Trie {
       below_.resize(below_.size() + (node.level + 2) * (kMaxForestDepth + 1), 0.0);
     }
     for (size_t id = nodes_.size(); id-- > 1;) {
-      const Node& node = nodes_[id];
-      for (int last = kNone; last < node.level; ++last) {
-        const int depth = DepthAbove(id, last);
-        for (int n = 0; n <= kMaxForestDepth; ++n) {
-          Below(node.parent, last, n) += BestOf(id, last, n, depth).first;
+      const int parent = nodes_[id].parent;
+      for (int above = parent;; above = nodes_[above].parent) {
+        const int level = above == kNone ? kNone : nodes_[above].level;
+        const int depth = above == kNone ? 0 : nodes_[above].depth;
+        // No more are shared above than there are.
+        for (int n = 0; n <= std::min(level + 1, kMaxForestDepth); ++n) {
+          Below(parent, level, n) += BestOf(id, level, n, depth).first;
         }
+        if (above == kNone) break;
       }
     }
   }
@@ -144,10 +141,6 @@ class Trie {
     const double shared =
         Saved(node, node.depth - depth_above) + Below(id, node.level, num_shared + 1);
     return {std::max(shared, pushed_down), shared > pushed_down};
-  }
-
-  bool IsShared(size_t id, int last_level, int num_shared) {
-    return BestOf(id, last_level, num_shared, DepthAbove(id, last_level)).second;
   }
 
   std::span<const DecodeRow> rows_;

@@ -1,6 +1,7 @@
 // Which kernel serves which batch: bf16 queries over a bf16 or e4m3 cache of 64-key blocks, head_dim 64
 // or 128, take the tensor core kernels; anything else the plain one. Of the former, sequences with
 // few queries follow the plan, those with more go to the prefill kernel.
+#include "kernels/cuda/attention_prefill_plan.h"
 #include "kernels/cuda/attention_work.cuh"
 
 namespace bough::cuda {
@@ -31,7 +32,9 @@ int64_t AttentionWorkspaceBytes(int max_num_tokens, int max_num_seqs, int num_he
 void PlanAttention(const PagedAttentionParams& params, Stream stream) {
   if (params.num_seqs == 0) return;
   const AttentionParams p = Checked(params);
-  if (TakesTensorCores(p)) LaunchPlan(p, PlanIn(p), stream);
+  if (!TakesTensorCores(p)) return;
+  if (!AllInPlan(p)) PlanPrefill(p, PrefillPlanIn(p), stream);
+  LaunchPlan(p, PlanIn(p), stream);  // last: no kernel begins before it has ended
 }
 
 void PagedAttention(const PagedAttentionParams& params, Stream stream) {

@@ -3,6 +3,7 @@
 //
 // A source is a node or a sequence, in this order; each yields entries. A prefix sum over sources gives
 // every entry its place in its list, on the line of cost and among the slots.
+#include "kernels/cuda/attention_prefill_plan.h"
 #include "kernels/cuda/attention_work.cuh"
 
 namespace bough::cuda {
@@ -326,6 +327,11 @@ struct PlanSizes {
   }
 };
 
+int64_t NumSlots(int64_t num_units, int num_heads) {
+  return (kMaxForestDepth + 1) * num_units * num_heads +
+         WorkPlan::kMaxGrid * (kTileRows + kStreamRows);
+}
+
 int64_t MaxUnits(const AttentionParams& p) {
   return AllInPlan(p) ? int64_t{p.num_seqs} * p.max_seqlen_q : p.num_seqs;
 }
@@ -344,9 +350,17 @@ int64_t PlanWorkspaceBytes(int max_num_tokens, int max_num_seqs, int num_heads, 
                         int64_t{kMaxForestDepth} * max_num_seqs, heads);
   const int64_t num_units =
       std::max<int64_t>(max_num_seqs, std::min<int64_t>(max_num_tokens, max_num_seqs * seq_units));
-  const int64_t num_slots = (kMaxForestDepth + 1) * num_units * num_heads +
-                            WorkPlan::kMaxGrid * (kTileRows + kStreamRows);
-  return sizes.NumBytes() + num_slots * WorkPlan::SlotFloats(head_dim) * sizeof(float);
+  return sizes.NumBytes() +
+         NumSlots(num_units, num_heads) * WorkPlan::SlotFloats(head_dim) * sizeof(float) +
+         PrefillPlan::NumBytes(PrefillPlan::MaxItems(max_num_tokens, max_num_seqs, heads));
+}
+
+// Behind the slots.
+PrefillPlan PrefillPlanIn(const AttentionParams& p) {
+  const WorkPlan plan = PlanIn(p);
+  return PrefillPlan::At(plan.slots + NumSlots(plan.max_units, p.num_heads) *
+                                          WorkPlan::SlotFloats(p.head_dim),
+                         p.num_seqs * CeilDiv(p.max_seqlen_q * p.HeadsPerKv(), kPrefillRows));
 }
 
 WorkPlan PlanIn(const AttentionParams& p) {

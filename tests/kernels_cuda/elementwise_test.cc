@@ -4,6 +4,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/kv_layout.h"
 #include "tests/kernels_cuda/device_tensor.h"
 #include "tests/kernels_cuda/f8_rows.h"
 #include "tests/testing/compare.h"
@@ -60,18 +61,42 @@ struct RopeShape {
 const RopeShape kRopeShapes[] = {{0, 4, 2, 128}, {1, 32, 8, 128},  {2, 2, 1, 72},
                                  {33, 4, 4, 64}, {1025, 4, 2, 32}, {5, 40, 40, 128}};
 
-void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype) {
-  constexpr int kBlock = 16;
+// Slots backwards, where every fifth token is not stored; or as two prompts' chunks lie, of which the
+// first begins within a run of 16 rows.
+std::vector<int32_t> RopeSlots(int num_tokens, int num_slots, bool in_order) {
+  std::vector<int32_t> slots;
+  for (int t = 0; t < num_tokens; ++t) {
+    const int backwards = t % 5 == 4 ? -1 : num_slots - 1 - t;
+    const int second = num_tokens / 2;
+    slots.push_back(!in_order ? backwards : t < second ? num_slots / 2 + 5 + t : t - second);
+  }
+  if (in_order && num_tokens > 100) slots[70] = -1;
+  return slots;
+}
+
+// [num_heads of all blocks, block_size, head_dim] as an e4m3 V cache has it (kernels/kv_layout.h).
+std::vector<float> TransposedValues(const std::vector<float>& v, int block_size, int head_dim) {
+  std::vector<float> out(v.size());
+  for (size_t i = 0; i < v.size(); ++i) {
+    const size_t head = i / head_dim / block_size, d = i % head_dim;
+    const int row = static_cast<int>(i / head_dim % block_size);
+    out[(head * head_dim + d) * block_size + ValueColumn(row)] = v[i];
+  }
+  return out;
+}
+
+void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype, int block_size,
+                      bool in_order) {
   const auto [num_tokens, num_heads, num_kv_heads, head_dim] = shape;
   const int row = (num_heads + 2 * num_kv_heads) * head_dim;
-  const int num_blocks = num_tokens / kBlock + 2,
-            cache = num_blocks * num_kv_heads * kBlock * head_dim;
+  const int num_blocks = num_tokens / block_size + 3,
+            cache = num_blocks * num_kv_heads * block_size * head_dim;
   Random random(3);
   const auto input = Rounded(RandomFloats(random, num_tokens * row), dtype);
-  std::vector<int32_t> positions, slots;  // slots backwards, every fifth token is not stored
+  const std::vector<int32_t> slots = RopeSlots(num_tokens, num_blocks * block_size, in_order);
+  std::vector<int32_t> positions;
   for (int t = 0; t < num_tokens; ++t) {
     positions.push_back(t < 2 ? t * 32767 : RandomInt(random, 0, 32767));
-    slots.push_back(t % 5 == 4 ? -1 : num_blocks * kBlock - 1 - t);
   }
   std::vector<float> k_scale, v_scale;
   for (int h = 0; h < num_kv_heads; ++h) k_scale.push_back(0.05f + h), v_scale.push_back(0.07f);
@@ -92,7 +117,7 @@ void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype) {
                         .num_heads = num_heads,
                         .num_kv_heads = num_kv_heads,
                         .head_dim = head_dim,
-                        .block_size = kBlock,
+                        .block_size = block_size,
                         .dtype = dtype,
                         .kv_dtype = kv_dtype};
   cuda::RopeAppend(p, nullptr);
@@ -105,13 +130,14 @@ void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype) {
   p.v_scale = scaled ? v_scale.data() : nullptr;
   p.dtype = p.kv_dtype = DType::kF32;
   cpu::RopeAppend(p);
+  if (scaled) want_v = TransposedValues(want_v, block_size, head_dim);
   const bool exact = dtype == DType::kF32 && kv_dtype == DType::kF32;
   const Tolerance tolerance = dtype == DType::kF32 ? kRopeF32Tolerance : kRopeBF16Tolerance;
   const Tolerance kv_tolerance = scaled  ? kRopeF8Tolerance
                                  : exact ? kRopeF32Tolerance
                                          : kRopeBF16Tolerance;
   EXPECT_TRUE(Close(qkv.Floats(), want, {num_tokens, row}, tolerance));
-  const std::vector<int> cache_shape = {num_blocks, num_kv_heads, kBlock, head_dim};
+  const std::vector<int> cache_shape = {num_blocks, num_kv_heads, block_size, head_dim};
   EXPECT_TRUE(Close(k.Floats(), want_k, cache_shape, kv_tolerance));
   EXPECT_TRUE(Close(v.Floats(), want_v, cache_shape, kv_tolerance));
 }
@@ -121,7 +147,11 @@ TEST_P(Elementwise, RopeAppendAgreesWithTheCpuForEachShapeAndCache) {
     for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
       SCOPED_TRACE(testing::Message() << shape.num_tokens << " tokens, head_dim " << shape.head_dim
                                       << ", cache " << Name(kv_dtype));
-      ExpectRopeAgrees(shape, GetParam(), kv_dtype);
+      for (bool in_order : {false, true}) {
+        for (int block_size : {16, 64}) {
+          ExpectRopeAgrees(shape, GetParam(), kv_dtype, block_size, in_order);
+        }
+      }
     }
   }
 }

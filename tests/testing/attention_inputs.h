@@ -34,13 +34,19 @@ class AttentionInputs {
   AttentionInputs(Random& random, AttentionShape shape, const std::vector<SequenceShape>& seqs,
                   std::vector<SharedNode> shared_nodes = {})
       : nodes(std::move(shared_nodes)), own_begin(seqs.size(), 0), shape_(shape) {
-    int num_blocks = 2;
-    for (const SequenceShape& s : seqs) {
-      const int blocks = (s.seqlen_kv + shape.block_size - 1) / shape.block_size;
-      max_blocks_ = std::max(max_blocks_, 1 + blocks);
-      num_blocks += blocks;
+    for (const SharedNode& node : nodes) {
+      std::fill(own_begin.begin() + node.seq_begin, own_begin.begin() + node.seq_end, node.key_end);
     }
-    MakeCache(random, num_blocks);
+    int num_keys = 2 * shape.block_size;  // in whole blocks
+    for (const SharedNode& node : nodes) {
+      if (node.seq_begin < node.seq_end) num_keys += node.key_end - node.key_begin;
+    }
+    for (size_t s = 0; s < seqs.size(); ++s) {
+      const int blocks = (seqs[s].seqlen_kv + shape.block_size - 1) / shape.block_size;
+      max_blocks_ = std::max(max_blocks_, 1 + blocks);
+      num_keys += blocks * shape.block_size - own_begin[s];
+    }
+    MakeCache(random, num_keys / shape.block_size);
     block_tables.assign(seqs.size() * max_blocks_, kNoBlock);
     for (const SharedNode& node : nodes) ShareBlocks(random, node);
     for (int s = 0; s < static_cast<int>(seqs.size()); ++s) {
@@ -178,12 +184,12 @@ class AttentionInputs {
   }
 
   void ShareBlocks(Random& random, const SharedNode& node) {
+    if (node.seq_begin == node.seq_end) return;
     for (int key = node.key_begin; key < node.key_end; key += shape_.block_size) {
       const int32_t block = TakeBlock();
       FillBlock(random, block, shape_.block_size);
       for (int s = node.seq_begin; s < node.seq_end; ++s) BlockOf(s, key) = block;
     }
-    for (int s = node.seq_begin; s < node.seq_end; ++s) own_begin[s] = node.key_end;
   }
 
   int32_t TakeBlock() {

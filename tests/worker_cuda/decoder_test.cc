@@ -32,28 +32,18 @@ class CudaDecoder : public ::testing::Test {
   }
 
   // Logits of every position of the golden answers.
-  std::vector<float> LogitsOf(const OneRankOptions& options, int shared_tokens = 0,
+  std::vector<float> LogitsOf(const OneRankOptions& options,
+                              const std::vector<SharedNode>& nodes = {},
                               int max_chunk = 512) const {
     auto model = OneRank::Load(options);
     CHECK_OK(model.status());
     std::vector<float> all;
-    LeadAlong(prompts_, answers_, shared_tokens, max_chunk,
+    LeadAlong(prompts_, answers_, nodes, max_chunk,
               [&](const Batch& batch, const std::vector<int>& rows) {
                 const std::vector<float> logits = (*model)->Logits(batch);
                 if (!rows.empty()) all.insert(all.end(), logits.begin(), logits.end());
               });
     return all;
-  }
-
-  // The same `num_tokens` tokens go before every prompt.
-  void ShareBeginning(int num_tokens) {
-    TokenIds text;
-    for (const TokenIds& prompt : golden_.logits_prompts) {
-      text.insert(text.end(), prompt.begin(), prompt.end());
-    }
-    CHECK_GE(static_cast<int>(text.size()), num_tokens);
-    text.resize(num_tokens);
-    for (TokenIds& prompt : prompts_) prompt.insert(prompt.begin(), text.begin(), text.end());
   }
 
   // Every fourth golden answer: enough for logits.
@@ -81,18 +71,58 @@ TEST_F(CudaDecoder, LogitsAreNearTheCpus) {
 }
 
 TEST_F(CudaDecoder, ChunkedPrefillIsNearOneShot) {
-  ShareBeginning(128);
+  PrependText(golden_, 128, &prompts_);
   const OneRankOptions options = Options("cuda");
-  EXPECT_LE(RelativeRms(LogitsOf(options, 0, 37), LogitsOf(options, 0, 512)), kBF16Tolerance);
+  EXPECT_LE(RelativeRms(LogitsOf(options, {}, 37), LogitsOf(options, {}, 512)), kBF16Tolerance);
 }
 
-TEST_F(CudaDecoder, BifurcatedAttentionIsNearPlainAttention) {
-  ShareBeginning(128);
-  OneRankOptions options = Options("cuda");
-  const std::vector<float> bifurcated = LogitsOf(options, 128);
-  EXPECT_LE(RelativeRms(bifurcated, LogitsOf(options, 0)), kBF16Tolerance);
-  options.attention.enable_bifurcated = false;
-  EXPECT_LE(RelativeRms(bifurcated, LogitsOf(options, 128)), kBF16Tolerance);
+TEST_F(CudaDecoder, SharedNodesAreNearPlainAttention) {
+  PrependText(golden_, 320, &prompts_);
+  const int num_seqs = static_cast<int>(prompts_.size());
+  const std::vector<SharedNode> kForests[] = {
+      {{0, num_seqs, 0, 128}},
+      {{0, num_seqs, 0, 64}, {1, num_seqs, 64, 192}, {2, num_seqs, 192, 320}}};
+  for (const bool fp8 : {false, true}) {
+    OneRankOptions options = Options("cuda");
+    options.fp8_kv_cache = fp8;
+    const std::vector<float> plain = LogitsOf(options);
+    for (const std::vector<SharedNode>& nodes : kForests) {
+      SCOPED_TRACE(testing::Message() << (fp8 ? "fp8, " : "bf16, ") << nodes.size() << " nodes");
+      options.attention.enable_bifurcated = true;
+      EXPECT_LE(RelativeRms(LogitsOf(options, nodes), plain), kBF16Tolerance);
+      options.attention.enable_bifurcated = false;
+      EXPECT_LE(RelativeRms(LogitsOf(options, nodes), plain), kBF16Tolerance);
+    }
+  }
+}
+
+// Decode rows that share nodes in one batch with a prompt's chunk.
+TEST_F(CudaDecoder, OneStepOfDecodeRowsAndAChunkIsNearEachAlone) {
+  PrependText(golden_, 192, &prompts_);
+  const int num_decode = static_cast<int>(prompts_.size()) - 1;
+  ASSERT_GE(num_decode, 2);
+  const auto logits_of = [&](bool together) {
+    HandBatches sequences(prompts_, 512);
+    sequences.Share({{0, num_decode, 0, 192}});
+    auto model = OneRank::Load(Options("cuda"));
+    CHECK_OK(model.status());
+    for (int seq = 0; seq < num_decode; ++seq) {
+      (*model)->Logits(sequences.Prefill(seq, 512));
+      sequences.Append(seq, answers_[seq][0]);
+    }
+    (*model)->Logits(sequences.Prefill(num_decode, 100));
+    std::vector<float> logits;
+    Batch batch = sequences.Decode(num_decode);
+    if (!together) {
+      logits = (*model)->Logits(batch);
+      batch = Batch();
+    }
+    sequences.AddChunk(num_decode, 512, &batch);
+    const std::vector<float> more = (*model)->Logits(batch);
+    logits.insert(logits.end(), more.begin(), more.end());
+    return logits;
+  };
+  EXPECT_LE(RelativeRms(logits_of(true), logits_of(false)), kBF16Tolerance);
 }
 
 // FP8 is as far from f32 on the GPU as on the CPU.

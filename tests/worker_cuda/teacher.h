@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "common/check.h"
 #include "tests/worker_model/golden.h"
 #include "tests/worker_model/hand_batch.h"
 #include "worker/model/device.h"
@@ -17,10 +18,9 @@ namespace bough::testing {
 // its rows of logits in order, which sequence it is of.
 using Visit = std::function<void(const Batch&, const std::vector<int>&)>;
 
-// Prefills one by one, then decode steps of all sequences together. With `shared_tokens`, sequences
-// share their first whole blocks and decode as one group.
+// Prefills one by one, then decode steps of all sequences together, which share the nodes.
 inline void LeadAlong(const std::vector<TokenIds>& prompts, const std::vector<TokenIds>& answers,
-                      int shared_tokens, int max_chunk, const Visit& visit) {
+                      const std::vector<SharedNode>& nodes, int max_chunk, const Visit& visit) {
   const int num_steps = static_cast<int>(answers[0].size());
   int max_len = 0;
   std::vector<int> all;
@@ -29,7 +29,7 @@ inline void LeadAlong(const std::vector<TokenIds>& prompts, const std::vector<To
     all.push_back(static_cast<int>(seq));
   }
   HandBatches sequences(prompts, max_len);
-  if (shared_tokens > 0) sequences.SharePrefix(shared_tokens);
+  sequences.Share(nodes);
   for (int seq : all) {
     while (!sequences.IsPrefilled(seq)) {
       const Batch batch = sequences.Prefill(seq, max_chunk);
@@ -49,7 +49,7 @@ inline double ShareOfSameTokens(const std::vector<TokenIds>& prompts,
                                 const std::function<StepResult(const Batch&)>& execute) {
   std::vector<size_t> next(answers.size(), 0);
   double num_same = 0, num_all = 0;
-  LeadAlong(prompts, answers, 0, max_chunk, [&](const Batch& batch, const std::vector<int>& rows) {
+  LeadAlong(prompts, answers, {}, max_chunk, [&](const Batch& batch, const std::vector<int>& rows) {
     const StepResult result = execute(batch);
     for (size_t i = 0; i < rows.size(); ++i) {
       num_same += result.tokens[i] == answers[rows[i]][next[rows[i]]++];
@@ -57,6 +57,17 @@ inline double ShareOfSameTokens(const std::vector<TokenIds>& prompts,
     }
   });
   return num_same / num_all;
+}
+
+// The same `num_tokens` tokens go before every prompt.
+inline void PrependText(const DemoGolden& golden, int num_tokens, std::vector<TokenIds>* prompts) {
+  TokenIds text;
+  for (const TokenIds& prompt : golden.logits_prompts) {
+    text.insert(text.end(), prompt.begin(), prompt.end());
+  }
+  CHECK_GE(static_cast<int>(text.size()), num_tokens);
+  text.resize(num_tokens);
+  for (TokenIds& prompt : *prompts) prompt.insert(prompt.begin(), text.begin(), text.end());
 }
 
 // |a - b| / |b|.

@@ -152,6 +152,44 @@ TEST_P(TinyModel, BifurcatedAttentionGivesTheTokensOfPlainAttention) {
   EXPECT_EQ(greedy(true, 128), alone);
 }
 
+// Decode rows, of which three share two blocks and two of these a third, and a prompt's chunk.
+TEST_P(TinyModel, OneStepOfDecodeRowsAndAChunkGivesTheBitsOfEachAlone) {
+  const auto cases = ReadTinyCases(GetParam());
+  const auto logits_of = [&](bool bifurcated, bool together) {
+    TokenIds prompt = cases.back().prompt;
+    prompt.resize(200, 7);
+    std::vector<TokenIds> prompts = PromptsWithSharedPrefix(prompt, 4);
+    HandBatches sequences(prompts, 256);
+    sequences.Share({{0, 3, 0, 128}, {1, 3, 128, 192}});
+    OneRank model(GetParam(), sequences.num_blocks(), bifurcated);
+    for (int seq = 0; seq < 3; ++seq) {
+      model.Forward(sequences.Prefill(seq, kMaxTokens));
+      sequences.Append(seq, 5);
+    }
+    model.Forward(sequences.Prefill(3, 150));
+    std::vector<float> logits;
+    const auto run = [&](const Batch& batch) {
+      const float* rows = model.Forward(batch);
+      logits.insert(logits.end(), rows,
+                    rows + batch.logits_tokens.size() * model.config().vocab_size);
+    };
+    Batch batch = sequences.Decode(3);
+    EXPECT_EQ(batch.nodes.size(), 2u);
+    if (!together) {
+      run(batch);
+      batch = Batch();
+    }
+    sequences.AddChunk(3, kMaxTokens, &batch);
+    run(batch);
+    return logits;
+  };
+  const std::vector<float> alone = logits_of(false, false);
+  EXPECT_EQ(alone.size() % 4, 0u);
+  EXPECT_EQ(logits_of(true, false), alone);
+  EXPECT_EQ(logits_of(false, true), alone);
+  EXPECT_EQ(logits_of(true, true), alone);
+}
+
 TEST(Decoder, CopiesBlocksBeforeTheStepReadsThem) {
   const auto cases = ReadTinyCases(kTinyLlama);
   HandBatches sequences({cases[2].prompt, cases[2].prompt},

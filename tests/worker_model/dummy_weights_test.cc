@@ -81,8 +81,8 @@ TEST_P(DummyModel, StaysInRangeAndRoutesEvenlyThroughAllLayers) {
   const auto comm = MakeCpuCommunicator(group.get());
   KvCache cache =
       *KvCache::Allocate(config, shard, DType::kF32, batches.num_blocks(), device.get());
-  Decoder decoder(config, shard, {kNumTokens, 1}, true, device.get(), &*weights, &cache,
-                  comm.get());
+  Decoder decoder(config, shard, {kNumTokens, 1}, AttentionOptions(), device.get(), &*weights,
+                  &cache, comm.get());
   const Batch batch = batches.Prefill(0, kNumTokens);
   const float* logits = decoder.Forward(BatchMemory(device.get()).Upload(batch), nullptr);
 

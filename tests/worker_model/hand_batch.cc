@@ -19,21 +19,28 @@ HandBatches::HandBatches(std::vector<TokenIds> prompts, int max_len)
   }
 }
 
-void HandBatches::SharePrefix(int num_tokens) {
-  CHECK_EQ(num_tokens % kBlockSize, 0);
-  shared_tokens_ = num_tokens;
-  for (int seq = 1; seq < num_seqs(); ++seq) {
-    CHECK_LT(num_tokens, static_cast<int>(tokens_[seq].size()));
-    std::copy_n(block_tables_[0].begin(), num_tokens / kBlockSize, block_tables_[seq].begin());
-    num_computed_[seq] = num_tokens;
+void HandBatches::Share(const std::vector<SharedNode>& nodes) {
+  nodes_ = nodes;
+  for (const SharedNode& node : nodes) {
+    CHECK_EQ(node.key_end % kBlockSize, 0);
+    const std::vector<int32_t>& first = block_tables_[node.seq_begin];
+    for (int seq = node.seq_begin + 1; seq < node.seq_end; ++seq) {
+      CHECK_LT(node.key_end, static_cast<int>(tokens_[seq].size()));
+      std::copy_n(first.begin(), node.key_end / kBlockSize, block_tables_[seq].begin());
+      num_computed_[seq] = node.key_end;
+    }
   }
+}
+
+void HandBatches::SharePrefix(int num_tokens) {
+  if (num_tokens > 0) Share({{0, num_seqs(), 0, num_tokens}});
 }
 
 bool HandBatches::IsPrefilled(int seq) const {
   return num_computed_[seq] == static_cast<int>(tokens_[seq].size());
 }
 
-void HandBatches::AddRow(int seq, int num_tokens, Batch* batch) {
+void HandBatches::AddRow(int seq, int num_tokens, int own_begin, Batch* batch) {
   if (batch->cu_seqlens_q.empty()) batch->cu_seqlens_q.push_back(0);
   const std::vector<int32_t>& blocks = block_tables_[seq];
   for (int i = 0; i < num_tokens; ++i) {
@@ -45,6 +52,7 @@ void HandBatches::AddRow(int seq, int num_tokens, Batch* batch) {
   }
   batch->cu_seqlens_q.push_back(batch->num_tokens());
   batch->seqlens_kv.push_back(num_computed_[seq]);
+  batch->own_begin.push_back(own_begin);
   batch->max_blocks = static_cast<int32_t>(blocks.size());
   batch->block_tables.insert(batch->block_tables.end(), blocks.begin(), blocks.end());
   if (IsPrefilled(seq)) {
@@ -58,21 +66,29 @@ void HandBatches::AddRow(int seq, int num_tokens, Batch* batch) {
 
 Batch HandBatches::Prefill(int seq, int max_chunk) {
   Batch batch;
-  const int left = static_cast<int>(tokens_[seq].size()) - num_computed_[seq];
-  AddRow(seq, std::min(left, max_chunk), &batch);
-  batch.own_begin = {0};
+  AddChunk(seq, max_chunk, &batch);
   return batch;
 }
 
-Batch HandBatches::Decode() {
+void HandBatches::AddChunk(int seq, int max_chunk, Batch* batch) {
+  const int left = static_cast<int>(tokens_[seq].size()) - num_computed_[seq];
+  AddRow(seq, std::min(left, max_chunk), 0, batch);
+}
+
+Batch HandBatches::Decode(int num_decode) {
   Batch batch;
-  for (int seq = 0; seq < num_seqs(); ++seq) {
-    CHECK_EQ(num_computed_[seq] + 1, static_cast<int>(tokens_[seq].size()));
-    AddRow(seq, 1, &batch);
+  batch.num_decode = num_decode;
+  std::vector<int32_t> own_begin(num_decode, 0);
+  for (SharedNode node : nodes_) {
+    node.seq_end = std::min(node.seq_end, num_decode);
+    if (node.seq_begin >= node.seq_end) continue;
+    batch.nodes.push_back(node);
+    std::fill(own_begin.begin() + node.seq_begin, own_begin.begin() + node.seq_end, node.key_end);
   }
-  if (shared_tokens_ > 0) batch.nodes = {{0, num_seqs(), 0, shared_tokens_}};
-  batch.own_begin.assign(num_seqs(), shared_tokens_);
-  batch.num_decode = num_seqs();
+  for (int seq = 0; seq < num_decode; ++seq) {
+    CHECK_EQ(num_computed_[seq] + 1, static_cast<int>(tokens_[seq].size()));
+    AddRow(seq, 1, own_begin[seq], &batch);
+  }
   return batch;
 }
 

@@ -16,9 +16,10 @@ class HandBatches {
  public:
   // Blocks for `max_len` tokens a sequence.
   HandBatches(std::vector<TokenIds> prompts, int max_len);
-  // All prompts begin with these tokens: whole blocks that only the first sequence computes. Call
-  // before the first batch. REQUIRES: num_tokens is a multiple of the block size and less than
-  // every prompt.
+  // The prompts of a node's sequences agree in its keys, which only the first of them computes. Call
+  // before the first batch. REQUIRES: nodes as attention.h wants them, which end before the prompts.
+  void Share(const std::vector<SharedNode>& nodes);
+  // All prompts begin with these tokens, whole blocks; 0: nothing.
   void SharePrefix(int num_tokens);
 
   int num_seqs() const { return static_cast<int>(tokens_.size()); }
@@ -29,18 +30,21 @@ class HandBatches {
   // chunk that ends it.
   Batch Prefill(int seq, int max_chunk);
   bool IsPrefilled(int seq) const;
-  // One token of every sequence, which are one shared node when they share a prefix.
-  Batch Decode();
+  // Adds that to a batch.
+  void AddChunk(int seq, int max_chunk, Batch* batch);
+  // One token of every sequence, or of the first `num_decode`, with the nodes that they share.
+  Batch Decode() { return Decode(num_seqs()); }
+  Batch Decode(int num_decode);
   void Append(int seq, int32_t token) { tokens_[seq].push_back(token); }
 
  private:
-  void AddRow(int seq, int num_tokens, Batch* batch);
+  void AddRow(int seq, int num_tokens, int own_begin, Batch* batch);
 
   std::vector<TokenIds> tokens_;
   std::vector<int> num_computed_;
   std::vector<std::vector<int32_t>> block_tables_;
   int num_blocks_ = 0;
-  int shared_tokens_ = 0;
+  std::vector<SharedNode> nodes_;
 };
 
 // One step with nothing else in flight.

@@ -46,6 +46,7 @@ struct UnitParts {
   int64_t slot;
   int count, stride;  // slots from one part to the next
 
+  UnitParts() = default;  // none, as UnitParts{}
   __device__ UnitParts(const WorkPlan& plan, int entry_ref, int unit, int kv_head, int heads) {
     const WorkKind kind = static_cast<WorkKind>(entry_ref & 1);
     const WorkEntry e = plan.entries[kind][entry_ref >> 1];
@@ -58,110 +59,141 @@ struct UnitParts {
   }
 };
 
+// A unit's entries.
+inline constexpr int kMaxUnitEntries = kMaxForestDepth + 1;
+
 // Merges kRows rows of a unit of a KV head, from row `row` on, into o; the lanes of a warp take columns.
-// kBatch parts' loads are in flight.
-template <int kRows, int kBatch>
-__device__ void MergeRows(const AttentionParams& p, const WorkPlan& plan, const WorkUnit& unit,
-                          int unit_idx, int kv_head, int row) {
+// kGroups groups of parts are asked for at a time; what is added up first does not depend on it.
+template <int kRows, int kGroups>
+__device__ void MergeRows(const AttentionParams& p, const WorkPlan& plan,
+                          const UnitParts (&entries)[kMaxUnitEntries], int token, int kv_head,
+                          int row) {
+  constexpr int kGroupParts = 4;
   const int heads = p.HeadsPerKv();
   for (int column = threadIdx.x % kWarpSize * 4; column < p.head_dim; column += kWarpSize * 4) {
     MergedState state[kRows];
+    const float v_scale = p.VScale(kv_head);
+    for (int e = 0; e < kMaxUnitEntries; ++e) {
+      const UnitParts parts = entries[e];
+      for (int part = 0; part < parts.count; part += kGroups * kGroupParts) {
+        float2 ml[kRows][kGroups][kGroupParts];
+        float4 o[kRows][kGroups][kGroupParts];
 #pragma unroll
-    for (int entry : unit.entries) {
-      if (entry < 0) continue;
-      const UnitParts parts(plan, entry, unit_idx, kv_head, heads);
-      for (int part = 0; part < parts.count; part += kBatch) {
-        float2 ml[kRows][kBatch];
-        float4 o[kRows][kBatch];
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-          for (int k = 0; k < kBatch; ++k) {
-            ml[r][k] = {-INFINITY, 0};
-            o[r][k] = {0, 0, 0, 0};
-            if (part + k < parts.count && row + r < heads) {
-              const int64_t slot = parts.slot + int64_t{part + k} * parts.stride + row + r;
-              const float* from = plan.Slot(slot, p.head_dim);
-              ml[r][k] = __ldcg(reinterpret_cast<const float2*>(from + p.head_dim));
-              o[r][k] = __ldcg(reinterpret_cast<const float4*>(from + column));
-            }
+        for (int i = 0; i < kRows * kGroups * kGroupParts; ++i) {
+          const int r = i / kGroupParts / kGroups, at = i % (kGroups * kGroupParts);
+          float2& to_ml = ml[r][at / kGroupParts][at % kGroupParts];
+          float4& to_o = o[r][at / kGroupParts][at % kGroupParts];
+          to_ml = {-INFINITY, 0};
+          to_o = {0, 0, 0, 0};
+          if (part + at < parts.count && row + r < heads) {
+            const int64_t slot = parts.slot + int64_t{part + at} * parts.stride + row + r;
+            const float* from = plan.Slot(slot, p.head_dim);
+            to_ml = __ldcg(reinterpret_cast<const float2*>(from + p.head_dim));
+            to_o = __ldcg(reinterpret_cast<const float4*>(from + column));
           }
         }
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) state[r].Add(ml[r], o[r]);
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int g = 0; g < kGroups; ++g) state[r].Add(ml[r][g], o[r][g]);
+        }
       }
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (row + r < heads) {
-        state[r].Write(p.Output(unit.token, kv_head * heads + row + r) + column, p.VScale(kv_head));
+        state[r].Write(p.Output(token, kv_head * heads + row + r) + column, v_scale);
       }
     }
   }
 }
 
-// Merges `count` units; item(k) is the k-th and its KV head. Called by whole warps, this one `warp` of
-// num_warps: each takes a unit at a time or, when there are few, four rows or one of a unit.
-template <typename Item>
-__device__ void MergeUnits(const AttentionParams& p, const WorkPlan& plan, int count, int warp,
-                           int num_warps, Item item) {
-  const int heads = p.HeadsPerKv();
-  const auto unit_at = [&](int idx) {
-    WorkUnit unit;
-    const int4* from = reinterpret_cast<const int4*>(plan.units + idx);
-    reinterpret_cast<int4*>(&unit)[0] = __ldg(from);
-    reinterpret_cast<int4*>(&unit)[1] = __ldg(from + 1);
-    return unit;
-  };
-  if (count >= num_warps) {
-    for (int k = warp; k < count; k += num_warps) {
-      const int2 what = item(k);
-      const WorkUnit unit = unit_at(what.x);
-      for (int row = 0; row < heads; row += 4) {
-        MergeRows<4, 3>(p, plan, unit, what.x, what.y, row);
-      }
-    }
-  } else {
-    for (int i = warp; i < count * heads; i += num_warps) {
-      const int2 what = item(i / heads);
-      MergeRows<1, 12>(p, plan, unit_at(what.x), what.x, what.y, i % heads);
-    }
-  }
-}
-
-struct FinishMemory {
-  bool last[kTileRows];
+// A unit of a KV head with a part of so many blocks in the workspace that is not counted yet.
+struct PendingUnit {
+  int32_t unit, kv_head, num_blocks;  // unit -1: none
 };
 
-// Ends a part whose rows this thread block has written to the part's slot: counts it for its units
-// and merges those that are complete. Called by the num_threads threads that wrote the rows, a
-// multiple of 32; sync() is a barrier among them. `memory` must be free for it, and is afterwards at
-// the next sync(). unit_of(i) is the part's i-th unit; only token and num_blocks are read.
+template <int kSize>
+struct MergeMemory {
+  static constexpr int kMaxPending = kSize;
+  static_assert(kSize <= kWarpSize, "a lane each");
+  PendingUnit pending[kSize];
+  UnitParts parts[kSize][kMaxUnitEntries];
+  int32_t tokens[kSize];
+  int32_t complete[kSize];  // of the pending units
+  int32_t num_complete;
+};
+
+// Counts `count` pending units' parts, and merges the units that they complete. Many at once, since it is
+// a chain of trips to L2. Called by num_threads threads, this one `thread`, at least 2 warps, among
+// which are those that wrote the parts' rows; sync() is a barrier among them. `memory` may be changed
+// afterwards.
+template <int kSize, typename Sync>
+__device__ void CountUnits(const AttentionParams& p, const WorkPlan& plan,
+                           MergeMemory<kSize>& memory, int count, int thread, int num_threads,
+                           Sync sync) {
+  const int warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const int num_warps = num_threads / kWarpSize, heads = p.HeadsPerKv();
+  if (thread == 0) memory.num_complete = 0;
+  sync();
+  const PendingUnit mine = lane < count ? memory.pending[lane] : PendingUnit{-1, 0, 0};
+  const WorkUnit* const unit = plan.units + max(0, mine.unit);
+  __threadfence();
+  sync();
+  if (mine.unit >= 0) {
+    if (warp == num_warps - 1) {
+      int* counter = plan.counters + mine.kv_head * plan.max_units + mine.unit;
+      if (atomicAdd(counter, mine.num_blocks) + mine.num_blocks == unit->num_blocks) {
+        *counter = 0;  // for the next launch
+        memory.complete[atomicAdd(&memory.num_complete, 1)] = lane;
+      }
+      memory.tokens[lane] = unit->token;
+    } else {
+      for (int e = warp; e < kMaxUnitEntries; e += num_warps - 1) {
+        const int entry = unit->entries[e];
+        memory.parts[lane][e] =
+            entry < 0 ? UnitParts{} : UnitParts(plan, entry, mine.unit, mine.kv_head, heads);
+      }
+    }
+  }
+  __threadfence();
+  sync();
+  // A warp takes a unit at a time or, when there are few, a row of one.
+  const int num_complete = memory.num_complete;
+  const bool by_rows = num_complete < num_warps;
+  const int tasks_per_unit = by_rows ? heads : 1;
+  for (int i = warp; i < num_complete * tasks_per_unit; i += num_warps) {
+    const int k = memory.complete[i / tasks_per_unit];
+    const auto& parts = memory.parts[k];
+    const int token = memory.tokens[k], kv_head = memory.pending[k].kv_head;
+    if (by_rows) {
+      MergeRows<1, 3>(p, plan, parts, token, kv_head, i % tasks_per_unit);
+    } else {
+      for (int row = 0; row < heads; row += 4) {
+        MergeRows<4, 1>(p, plan, parts, token, kv_head, row);
+      }
+    }
+  }
+  sync();
+}
+
+using FinishMemory = MergeMemory<16>;
+
+// Ends a part whose rows this thread block has written to the part's slot: counts it for its units.
+// unit_of(i) is the part's i-th unit. The rest as CountUnits.
 template <typename UnitOf, typename Sync>
 __device__ void FinishPart(const AttentionParams& p, const WorkPlan& plan, const WorkPart& part,
                            FinishMemory& memory, int thread, int num_threads, UnitOf unit_of,
                            Sync sync) {
-  const int weight = max(1, part.block_end - part.block_begin);
-  __threadfence();
-  sync();
-  for (int i = thread; i < part.entry.num_units; i += num_threads) {
-    const auto unit = unit_of(i);
-    bool last = false;
-    if (unit.token >= 0) {
-      int* counter = plan.counters + part.kv_head * plan.max_units + part.entry.first_unit + i;
-      last = atomicAdd(counter, weight) + weight == unit.num_blocks;
-      if (last) *counter = 0;  // for the next launch
+  const int num_blocks = max(1, part.block_end - part.block_begin);
+  for (int begin = 0; begin < part.entry.num_units; begin += FinishMemory::kMaxPending) {
+    const int count = min(FinishMemory::kMaxPending, part.entry.num_units - begin);
+    if (thread < count) {
+      const int unit = part.entry.first_unit + begin + thread;
+      memory.pending[thread] = {unit_of(begin + thread).token >= 0 ? unit : -1, part.kv_head,
+                                num_blocks};
     }
-    memory.last[i] = last;
-  }
-  __threadfence();
-  sync();
-  for (int i = thread / kWarpSize; i < part.entry.num_units; i += num_threads / kWarpSize) {
-    if (memory.last[i]) {
-      MergeUnits(p, plan, 1, 0, 1, [&](int) {
-        return int2{part.entry.first_unit + i, part.kv_head};
-      });
-    }
+    CountUnits(p, plan, memory, count, thread, num_threads, sync);
   }
 }
 

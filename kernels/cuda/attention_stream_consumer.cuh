@@ -5,47 +5,31 @@
 #include "kernels/cuda/attention_stream_shape.cuh"
 
 namespace bough::cuda {
+#ifdef STATS
+__device__ inline long long Now() {
+  long long t;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+  return t;
+}
+__device__ long long stream_stats[1024][12];
+#define STAT(i) \
+  if (threadIdx.x == 0) stream_stats[blockIdx.x][i] = Now()
+#else
+#define STAT(i)
+#endif
 
 // Four 8x8 matrices of 16-bit elements whose rows' addresses the lanes name: lane 8 i + r row r of
-// matrix i. Lane (g, t) gets columns 2t, 2t + 1 of row g; transposed, rows 2t, 2t + 1 of column g.
+// matrix i. Not volatile, so that they mix with what does not depend on them: `address` must come from
+// StageAddress. Lane (g, t) gets columns 2t, 2t + 1 of row g; transposed, rows 2t, 2t + 1 of column g.
 __device__ inline void LoadFragments(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
+  asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+      : "r"(address));
 }
 __device__ inline void LoadFragmentsTransposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-// Counts the parts in the workspace for their units and merges the units that they complete. Done for many
-// parts at once: it is a chain of trips to L2. All consumers call it.
-template <typename S>
-__device__ void CountPending(const AttentionParams& p, const WorkPlan& plan,
-                             StreamShared<S>& shared, int num_pending) {
-  if (threadIdx.x == 0) shared.num_complete = 0;
-  __threadfence();
-  SyncThreads(1, kConsumers);
-  const int i = threadIdx.x;
-  if (i < num_pending && shared.pending[i].unit >= 0) {
-    const PendingUnit pending = shared.pending[i];
-    const int num_blocks = plan.units[pending.unit].num_blocks;
-    int* counter = plan.counters + pending.kv_head * plan.max_units + pending.unit;
-    if (atomicAdd(counter, pending.num_blocks) + pending.num_blocks == num_blocks) {
-      *counter = 0;  // for the next launch
-      shared.complete[atomicAdd(&shared.num_complete, 1)] = i;
-    }
-  }
-  __threadfence();
-  SyncThreads(1, kConsumers);
-  MergeUnits(p, plan, shared.num_complete, threadIdx.x / kWarpSize, kConsumerWarps, [&](int k) {
-    const PendingUnit& pending = shared.pending[shared.complete[k]];
-    return int2{pending.unit, pending.kv_head};
-  });
-  SyncThreads(1, kConsumers);  // `pending` may change
+  asm("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+      : "r"(address));
 }
 
 // One of the four warps that read the ring. Lane (g, t) holds, of tile n of 8 query rows, rows 2t and
@@ -115,12 +99,19 @@ struct StreamConsumer {
 
   __device__ int NumRows(const Info& info) const { return info.part.num_units * p.HeadsPerKv(); }
 
+  // Of a stage's keys and values, for reads that come after this place.
+  __device__ uint32_t StageAddress(int stage) const {
+    uint32_t address = SharedAddress(shared.keys_values[stage]);
+    asm volatile("" : "+r"(address)::"memory");
+    return address;
+  }
+
   // s = products of the warp's 16 keys (g, g + 8) and the query rows.
-  __device__ void Scores(int stage, int num_rows, float (&s)[S::kTiles][4]) const {
+  __device__ void Scores(uint32_t keys, int num_rows, float (&s)[S::kTiles][4]) const {
     constexpr int kChains = S::kTiles == 1 ? 4 : 2;  // sums that do not wait for each other
     float sums[S::kTiles][kChains][4] = {};
     const int row = 16 * warp + lane % 16, chunk = lane / 16;
-    const uint32_t base = SharedAddress(shared.keys_values[stage]) + row * S::kBoxBytes +
+    const uint32_t base = keys + row * S::kBoxBytes +
                           (S::kBoxBytes == 128 ? chunk ^ row % 8 : chunk ^ row / 2 % 4) * 16;
     const auto multiply = [&](const uint32_t(&a)[4], int step) {
 #pragma unroll
@@ -180,36 +171,48 @@ struct StreamConsumer {
     }
   }
 
-  // Turns scores of tile n into weights relative to its rows' new m.
+  // Turns scores of tile n into weights relative to m. m follows the maximum only when it is left behind
+  // by more than kSlack: weights of up to 2^kSlack do no harm, and the warp need not agree on more.
   __device__ void AbsorbScores(int n, float (&s)[4]) {
-    float rescale[2];
+    constexpr float kSlack = 8;
+    bool behind = false;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      s[i] *= scale;
+      behind |= s[i] > m[n][i % 2] + kSlack;
+    }
+    if (__any_sync(kFullWarp, behind)) FollowMaximum(n, s);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      float max = fmaxf(s[c], s[c + 2]);
+      const float finite_m = m[n][c] == -INFINITY ? 0 : m[n][c];  // no key may have been seen yet
+      s[c] = Exp2(s[c] - finite_m);
+      s[c + 2] = Exp2(s[c + 2] - finite_m);
+      l[n][c] += s[c] + s[c + 2];
+    }
+  }
+
+  __device__ void FollowMaximum(int n, const float (&s)[4]) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float max = fmaxf(m[n][c], fmaxf(s[c], s[c + 2]));
 #pragma unroll
       for (int other = 4; other < kWarpSize; other *= 2) {
         max = fmaxf(max, __shfl_xor_sync(kFullWarp, max, other));
       }
-      max = fmaxf(m[n][c], max * scale);
-      const float finite_max = max == -INFINITY ? 0 : max;  // no key of 16 may be seen
-      rescale[c] = Exp2(m[n][c] - finite_max);
+      const float rescale = max == -INFINITY ? 0 : Exp2(m[n][c] - max);
       m[n][c] = max;
-      s[c] = Exp2(s[c] * scale - finite_max);
-      s[c + 2] = Exp2(s[c + 2] * scale - finite_max);
-      l[n][c] = l[n][c] * rescale[c] + s[c] + s[c + 2];
-    }
-    if (__any_sync(kFullWarp, rescale[0] != 1 || rescale[1] != 1)) {
+      l[n][c] *= rescale;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][j][i] *= rescale[i % 2];
+        o[n][j][c] *= rescale;
+        o[n][j][c + 2] *= rescale;
       }
     }
   }
 
   // o += V^T weights of the warp's 16 keys.
-  __device__ void AddWeighted(int stage, int num_rows, const uint32_t (&weights)[S::kTiles][2]) {
-    const uint32_t values = SharedAddress(shared.keys_values[stage]) + S::kMatrixBytes;
+  __device__ void AddWeighted(uint32_t values, int num_rows,
+                              const uint32_t (&weights)[S::kTiles][2]) {
     const auto multiply = [&](const uint32_t(&a)[4], int j) {
 #pragma unroll
       for (int n = 0; n < S::kTiles; ++n) {
@@ -244,8 +247,9 @@ struct StreamConsumer {
   }
 
   __device__ void TakeIn(int stage, const Info& info) {
+    const uint32_t keys = StageAddress(stage);
     float s[S::kTiles][4];
-    Scores(stage, NumRows(info), s);
+    Scores(keys, NumRows(info), s);
     if (info.flags & kMasked) Mask(info, s);
     uint32_t weights[S::kTiles][2];  // P^T [keys, rows] as B operand
 #pragma unroll
@@ -255,7 +259,7 @@ struct StreamConsumer {
       weights[n][0] = Transpose8x8(PackPair<T>(s[n][0], s[n][1]));
       weights[n][1] = Transpose8x8(PackPair<T>(s[n][2], s[n][3]));
     }
-    AddWeighted(stage, NumRows(info), weights);
+    AddWeighted(keys + S::kMatrixBytes, NumRows(info), weights);
   }
 
   // Merges the four warps' states of tile n through the stage's memory, and writes its rows: to o if
@@ -317,7 +321,7 @@ struct StreamConsumer {
     if (complete) return;
     if (static_cast<int>(threadIdx.x) < num_units) {
       const int token = info.units[threadIdx.x].token;
-      shared.pending[num_pending + threadIdx.x] = {
+      shared.merge.pending[num_pending + threadIdx.x] = {
           token >= 0 ? part.first_unit + static_cast<int>(threadIdx.x) : -1, part.kv_head,
           num_blocks};
     }
@@ -333,23 +337,61 @@ struct StreamConsumer {
   __device__ void Run() {
     StagePosition<S::kStages> at;
     Clear();
+#ifdef STATS
+    long long c0 = clock64(), stall = 0, fin = 0, work = 0;
+    bool firstf = true;
+#endif
     while (true) {
+#ifdef STATS
+      long long ca = clock64();
       Wait(&shared.full[at.stage], at.phase);
+      long long cb = clock64();
+      if (firstf) {
+        STAT(2);
+        firstf = false;
+        c0 = cb;
+      } else
+        stall += cb - ca;
+#else
+      Wait(&shared.full[at.stage], at.phase);
+#endif
       const Info& info = shared.info[at.stage];
       const int flags = info.flags;
       if (flags & kFirst) {
         TakeHead(info.part.kv_head);
         LoadQueries(at.stage);
       }
+#ifdef STATS
+      long long c1 = clock64();
+#endif
       if (flags & kHasKeys) TakeIn(at.stage, info);
+#ifdef STATS
+      work += clock64() - c1;
+      if (flags & kLast) STAT(3);
+      c1 = clock64();
+#endif
       if (flags & kLast) Finish(at.stage, info);
+#ifdef STATS
+      fin += clock64() - c1;
+      if (flags & kLast) STAT(4);
+#endif
       Release(at.stage);
       at.Advance();
       if (flags & (kLast | kEnd)) {
-        if (num_pending > (flags & kEnd ? 0 : kMaxPending - kStreamRows)) {
-          CountPending(p, plan, shared, num_pending);
+        if (num_pending > (flags & kEnd ? 0 : shared.merge.kMaxPending - kStreamRows)) {
+          CountUnits(p, plan, shared.merge, num_pending, threadIdx.x, kConsumers, Sync);
           num_pending = 0;
         }
+#ifdef STATS
+        if ((flags & kEnd) && threadIdx.x == 0) {
+          STAT(5);
+          long long* x = stream_stats[blockIdx.x];
+          x[6] = stall;
+          x[7] = work;
+          x[8] = fin;
+          x[9] = clock64() - c0;
+        }
+#endif
         if (flags & kEnd) return;
         Clear();
       }

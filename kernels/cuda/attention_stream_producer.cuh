@@ -109,6 +109,9 @@ struct StreamProducer {
     waits = false;
     WaitForPrevious();
     AllowNext();
+#ifdef STATS
+    if (lane == 0) stream_stats[blockIdx.x][1] = Now();
+#endif
 #pragma unroll
     for (int stage = 0; stage < S::kStages; ++stage) {
       if (early_queries[stage] != nullptr) CopyQuery(stage, early_queries[stage]);

@@ -1,7 +1,7 @@
 // The stream kernel's sizes, and what its producer and its consumers share.
 #pragma once
 
-#include "kernels/cuda/attention_work.cuh"
+#include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/sm90.cuh"
 
 namespace bough::cuda {
@@ -32,7 +32,7 @@ struct StreamShape {
   static constexpr int kBytes =
       kSmBytes / kCtas - kReservedBytes < kMaxBytes ? kSmBytes / kCtas - kReservedBytes : kMaxBytes;
   static constexpr int kInfoBytes = 80 + 16 * kRows;
-  static constexpr int kFixedBytes = 2560;
+  static constexpr int kFixedBytes = 5120;
   static constexpr int kStagesThatFit =
       (kBytes - kFixedBytes) / (2 * kMatrixBytes + kQueryBytes + kInfoBytes + 16);
 #ifndef MAXSTAGES
@@ -65,13 +65,6 @@ struct alignas(16) StageInfo {
 };
 enum StageFlags : int32_t { kFirst = 1, kLast = 2, kHasKeys = 4, kMasked = 8, kEnd = 16 };
 
-// A unit of a part that is in the workspace, but not yet counted.
-struct PendingUnit {
-  int32_t unit, kv_head, num_blocks;
-};
-inline constexpr int kMaxPending = 32;
-static_assert(kMaxPending >= kStreamRows, "a part's units are counted together");
-
 template <typename S>
 struct StreamShared {
   using Info = StageInfo<S::kRows>;
@@ -79,9 +72,7 @@ struct StreamShared {
   alignas(16) uint8_t queries[S::kStages][S::kQueryBytes];
   Info info[S::kStages];
   float2 ml[kConsumerWarps][S::kRows];
-  PendingUnit pending[kMaxPending];
-  int32_t complete[kMaxPending];  // units that are, of the pending ones
-  int32_t num_complete;
+  MergeMemory<2 * kStreamRows> merge;
   uint64_t full[S::kStages], empty[S::kStages];
 };
 

@@ -167,17 +167,6 @@ TEST_F(SharedAttention, SeesOnlyTheSlidingWindow) {
   }
 }
 
-TEST_F(SharedAttention, MatchesPlainForRandomForests) {
-  constexpr int kNumForests = 1000;
-  Random random(11);
-  for (int i = 0; i < kNumForests; ++i) {
-    AttentionShape shape = kMmaShapes[i % 4];
-    shape.num_heads = i % 3 == 0 ? 2 : 8;
-    const ForestLimits limits = {.max_seqs = 24, .max_q = i % 5 == 0 ? 2 : 1};
-    ExpectAttentionAgrees(shape, RandomForest(random, limits), DType::kBF16);
-  }
-}
-
 TEST_F(SharedAttention, MatchesPlainOnThePlainKernel) {
   for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     ExpectAttentionAgrees({.kv_dtype = kv_dtype, .kv_scales = true},

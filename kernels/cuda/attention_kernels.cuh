@@ -91,10 +91,10 @@ inline int StreamTiles(const AttentionParams& p) {
 }
 // Its thread blocks an SM: one's parts end while the other's stream.
 #ifndef STREAM_V
-#define STREAM_V 2
+#define STREAM_V 1
 #endif
 constexpr int StreamBlocksPerSm(bool is_e4m3, int num_tiles) {
-  return is_e4m3 && num_tiles == 1 ? STREAM_V : 2;
+  return STREAM_V;
 }
 inline int StreamAttentionGrid(const AttentionParams& p) {
   return NumSms() * StreamBlocksPerSm(p.kv_dtype == DType::kF8E4M3, StreamTiles(p));

@@ -43,21 +43,20 @@ struct MergedState {
 
 // Where the parts of one unit's row 0 on one KV head lie, of one entry.
 struct UnitParts {
-  int64_t slot;
-  int count, stride;  // slots from one part to the next
-
-  UnitParts() = default;  // none, as UnitParts{}
-  __device__ UnitParts(const WorkPlan& plan, int entry_ref, int unit, int kv_head, int heads) {
-    const WorkKind kind = static_cast<WorkKind>(entry_ref & 1);
-    const WorkEntry e = plan.entries[kind][entry_ref >> 1];
-    const WorkList list = plan.lists[kind];
-    const int first = WorkPlan::TakerOf(list, e, kv_head, 0);
-    const int last = WorkPlan::TakerOf(list, e, kv_head, max(0, e.NumBlocks() - 1));
-    slot = WorkPlan::SlotOf(list, e, kind, kv_head, first) + (unit - e.first_unit) * heads;
-    count = last - first + 1;
-    stride = MaxRows(kind);
-  }
+  int64_t slot = 0;
+  int count = 0, stride = 0;  // slots from one part to the next
 };
+
+__device__ inline UnitParts FindParts(const WorkPlan& plan, int entry_ref, int unit, int kv_head,
+                                      int heads) {
+  const WorkKind kind = static_cast<WorkKind>(entry_ref & 1);
+  const WorkEntry e = plan.entries[kind][entry_ref >> 1];
+  const WorkList list = plan.lists[kind];
+  const int first = WorkPlan::TakerOf(list, e, kv_head, 0);
+  const int last = WorkPlan::TakerOf(list, e, kv_head, max(0, e.NumBlocks() - 1));
+  return {WorkPlan::SlotOf(list, e, kind, kv_head, first) + (unit - e.first_unit) * heads,
+          last - first + 1, MaxRows(kind)};
+}
 
 // A unit's entries.
 inline constexpr int kMaxUnitEntries = kMaxForestDepth + 1;
@@ -110,7 +109,10 @@ __device__ void MergeRows(const AttentionParams& p, const WorkPlan& plan,
 
 // A unit of a KV head with a part of so many blocks in the workspace that is not counted yet.
 struct PendingUnit {
-  int32_t unit, kv_head, num_blocks;  // unit -1: none
+  int32_t unit, kv_head, num_blocks;
+  int32_t all_blocks, token;  // the unit's, as WorkUnit
+  // Where its parts lie, all of the stream kernel's; 0: the plan knows.
+  int32_t slot, num_parts;
 };
 
 template <int kSize>
@@ -119,7 +121,6 @@ struct MergeMemory {
   static_assert(kSize <= kWarpSize, "a lane each");
   PendingUnit pending[kSize];
   UnitParts parts[kSize][kMaxUnitEntries];
-  int32_t tokens[kSize];
   int32_t complete[kSize];  // of the pending units
   int32_t num_complete;
 };
@@ -136,23 +137,26 @@ __device__ void CountUnits(const AttentionParams& p, const WorkPlan& plan,
   const int num_warps = num_threads / kWarpSize, heads = p.HeadsPerKv();
   if (thread == 0) memory.num_complete = 0;
   sync();
-  const PendingUnit mine = lane < count ? memory.pending[lane] : PendingUnit{-1, 0, 0};
-  const WorkUnit* const unit = plan.units + max(0, mine.unit);
+  const PendingUnit mine = lane < count ? memory.pending[lane] : PendingUnit{.token = -1};
   __threadfence();
   sync();
-  if (mine.unit >= 0) {
+  if (mine.token >= 0) {
     if (warp == num_warps - 1) {
       int* counter = plan.counters + mine.kv_head * plan.max_units + mine.unit;
-      if (atomicAdd(counter, mine.num_blocks) + mine.num_blocks == unit->num_blocks) {
+      if (atomicAdd(counter, mine.num_blocks) + mine.num_blocks == mine.all_blocks) {
         *counter = 0;  // for the next launch
         memory.complete[atomicAdd(&memory.num_complete, 1)] = lane;
       }
-      memory.tokens[lane] = unit->token;
     } else {
       for (int e = warp; e < kMaxUnitEntries; e += num_warps - 1) {
-        const int entry = unit->entries[e];
-        memory.parts[lane][e] =
-            entry < 0 ? UnitParts{} : UnitParts(plan, entry, mine.unit, mine.kv_head, heads);
+        UnitParts parts = {};
+        if (mine.num_parts > 0) {
+          if (e == 0) parts = {mine.slot, mine.num_parts, MaxRows(kStreamWork)};
+        } else {
+          const int entry = plan.units[mine.unit].entries[e];
+          if (entry >= 0) parts = FindParts(plan, entry, mine.unit, mine.kv_head, heads);
+        }
+        memory.parts[lane][e] = parts;
       }
     }
   }
@@ -165,7 +169,7 @@ __device__ void CountUnits(const AttentionParams& p, const WorkPlan& plan,
   for (int i = warp; i < num_complete * tasks_per_unit; i += num_warps) {
     const int k = memory.complete[i / tasks_per_unit];
     const auto& parts = memory.parts[k];
-    const int token = memory.tokens[k], kv_head = memory.pending[k].kv_head;
+    const int token = memory.pending[k].token, kv_head = memory.pending[k].kv_head;
     if (by_rows) {
       MergeRows<1, 3>(p, plan, parts, token, kv_head, i % tasks_per_unit);
     } else {
@@ -189,9 +193,12 @@ __device__ void FinishPart(const AttentionParams& p, const WorkPlan& plan, const
   for (int begin = 0; begin < part.entry.num_units; begin += FinishMemory::kMaxPending) {
     const int count = min(FinishMemory::kMaxPending, part.entry.num_units - begin);
     if (thread < count) {
-      const int unit = part.entry.first_unit + begin + thread;
-      memory.pending[thread] = {unit_of(begin + thread).token >= 0 ? unit : -1, part.kv_head,
-                                num_blocks};
+      const auto unit = unit_of(begin + thread);
+      memory.pending[thread] = {.unit = part.entry.first_unit + begin + thread,
+                                .kv_head = part.kv_head,
+                                .num_blocks = num_blocks,
+                                .all_blocks = unit.num_blocks,
+                                .token = unit.token};
     }
     CountUnits(p, plan, memory, count, thread, num_threads, sync);
   }

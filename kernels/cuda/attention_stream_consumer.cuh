@@ -47,21 +47,15 @@ struct StreamConsumer {
   StreamShared<S>& shared;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int g = lane / 4, t = lane % 4;
-  int kv_head = -1;  // whose scales these are
-  float scale = 0, v_scale = 0;
+  // Its 16 keys of a stage: of which block, and from which row of it on.
+  const int stage_block = warp / 4, first_row = warp % 4 * 16;
+  float scale = 0;
   int num_pending = 0;
   uint32_t q[S::kTiles][kSteps][2];
   float m[S::kTiles][2], l[S::kTiles][2];
   float o[S::kTiles][kSteps][4];
 
   __device__ static void Sync() { SyncThreads(1, kConsumers); }
-
-  __device__ void TakeHead(int head) {
-    if (head == kv_head) return;
-    kv_head = head;
-    scale = p.ScoreScale(head);
-    v_scale = p.VScale(head);
-  }
 
   // Of an e4m3 cache, elements are taken in the order of K's bytes: lane t's four of 16 stand together.
   __device__ void LoadQueries(int stage) {
@@ -101,7 +95,7 @@ struct StreamConsumer {
 
   // Of a stage's keys and values, for reads that come after this place.
   __device__ uint32_t StageAddress(int stage) const {
-    uint32_t address = SharedAddress(shared.keys_values[stage]);
+    uint32_t address = SharedAddress(shared.keys_values[stage]) + stage_block * 2 * S::kMatrixBytes;
     asm volatile("" : "+r"(address)::"memory");
     return address;
   }
@@ -110,7 +104,7 @@ struct StreamConsumer {
   __device__ void Scores(uint32_t keys, int num_rows, float (&s)[S::kTiles][4]) const {
     constexpr int kChains = S::kTiles == 1 ? 4 : 2;  // sums that do not wait for each other
     float sums[S::kTiles][kChains][4] = {};
-    const int row = 16 * warp + lane % 16, chunk = lane / 16;
+    const int row = first_row + lane % 16, chunk = lane / 16;
     const uint32_t base = keys + row * S::kBoxBytes +
                           (S::kBoxBytes == 128 ? chunk ^ row % 8 : chunk ^ row / 2 % 4) * 16;
     const auto multiply = [&](const uint32_t(&a)[4], int step) {
@@ -220,7 +214,8 @@ struct StreamConsumer {
       }
     };
     if constexpr (S::kWidens) {
-      const uint32_t base = values + lane / 2 * 128 + ((lane % 2 * 4 + warp) ^ lane / 2 % 8) * 16;
+      const uint32_t base =
+          values + lane / 2 * 128 + ((lane % 2 * 4 + warp % 4) ^ lane / 2 % 8) * 16;
 #pragma unroll
       for (int i = 0; i < S::kDim / 32; ++i) {
         uint32_t r[4];
@@ -235,7 +230,7 @@ struct StreamConsumer {
         }
       }
     } else {
-      const int row = 16 * warp + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+      const int row = first_row + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
       const uint32_t base = values + row * 128 + (chunk ^ row % 8) * 16;
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
@@ -299,7 +294,8 @@ struct StreamConsumer {
       state.Add(ml, part);
       const int of_part = 8 * n + row, token = info.units[of_part / heads].token;
       if (complete && token >= 0) {
-        state.Write(p.Output(token, kv_head * heads + of_part % heads) + column, v_scale);
+        state.Write(p.Output(token, info.part.kv_head * heads + of_part % heads) + column,
+                    info.part.v_scale);
       } else if (!complete) {
         float* slot = plan.Slot(info.part.slot + of_part, S::kDim);
         *reinterpret_cast<float4*>(slot + column) = state.o;
@@ -320,10 +316,16 @@ struct StreamConsumer {
     FenceAsyncProxy();  // the next copy writes where this one wrote
     if (complete) return;
     if (static_cast<int>(threadIdx.x) < num_units) {
-      const int token = info.units[threadIdx.x].token;
-      shared.merge.pending[num_pending + threadIdx.x] = {
-          token >= 0 ? part.first_unit + static_cast<int>(threadIdx.x) : -1, part.kv_head,
-          num_blocks};
+      const int i = threadIdx.x;
+      const auto& unit = info.units[i];
+      const bool alone = num_units == 1 && part.own_parts > 0;
+      shared.merge.pending[num_pending + i] = {.unit = part.first_unit + i,
+                                               .kv_head = part.kv_head,
+                                               .num_blocks = num_blocks,
+                                               .all_blocks = unit.num_blocks,
+                                               .token = unit.token,
+                                               .slot = part.own_slot,
+                                               .num_parts = alone ? part.own_parts : 0};
     }
     num_pending += num_units;
   }
@@ -358,13 +360,13 @@ struct StreamConsumer {
       const Info& info = shared.info[at.stage];
       const int flags = info.flags;
       if (flags & kFirst) {
-        TakeHead(info.part.kv_head);
+        scale = info.part.score_scale;
         LoadQueries(at.stage);
       }
 #ifdef STATS
       long long c1 = clock64();
 #endif
-      if (flags & kHasKeys) TakeIn(at.stage, info);
+      if (stage_block < info.num_blocks) TakeIn(at.stage, info);
 #ifdef STATS
       work += clock64() - c1;
       if (flags & kLast) STAT(3);

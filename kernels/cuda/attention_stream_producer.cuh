@@ -74,7 +74,20 @@ struct PartBatches {
     part.token = head.x;
     part.position = head.y;
     part.num_blocks = head.z;
-    part.table_entry = part.block_begin < part.block_end ? TableEntry(part, part.block_begin) : 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int block = part.block_begin + i;
+      part.table_entries[i] = block < part.block_end ? TableEntry(part, block) : 0;
+    }
+    part.score_scale = p.ScoreScale(part.kv_head);
+    part.v_scale = p.VScale(part.kv_head);
+    const int num_blocks = entry.NumBlocks();
+    const int first = WorkPlan::TakerOf(list, entry, part.kv_head, 0);
+    const int last = WorkPlan::TakerOf(list, entry, part.kv_head, max(0, num_blocks - 1));
+    part.own_slot =
+        static_cast<int>(WorkPlan::SlotOf(list, entry, kStreamWork, part.kv_head, first));
+    const bool alone = entry.is_own && part.num_blocks == max(1, num_blocks);
+    part.own_parts = alone ? last - first + 1 : 0;
   }
 
   __device__ int TableEntry(const StreamPart& part, int block) const {
@@ -136,23 +149,25 @@ struct StreamProducer {
     const int key = (part.first_block + block) * kBlockKeys;
     int flags = 0;
     if (block == part.block_begin) flags |= kFirst;
-    if (block >= part.block_end - 1) flags |= kLast;
+    if (block + kStageBlocks >= part.block_end) flags |= kLast;
     if (block < part.block_end) flags |= kHasKeys;
-    if (part.is_own && key + kBlockKeys > part.position + 1) flags |= kMasked;
+    if (part.is_own && key + kStageBlocks * kBlockKeys > part.position + 1) flags |= kMasked;
     if (p.sliding_window > 0 && (!part.is_own || key < part.key_end - p.sliding_window)) {
       flags |= kMasked;
     }
     return flags;
   }
 
-  __device__ void Fill(const StreamPart& part, const Unit& unit, int block, int table_entry) {
+  __device__ void Fill(const StreamPart& part, const Unit& unit, int block,
+                       const int (&table_entries)[kStageBlocks]) {
     const int heads = p.HeadsPerKv();
     uint64_t* full = &shared.full[at.stage];
     const int flags = Flags(part, block), key = (part.first_block + block) * kBlockKeys;
     const bool has_keys = flags & kHasKeys;
+    const int num_blocks = max(0, min(kStageBlocks, part.block_end - block));
     const bool copies_row = has_keys && (flags & kFirst) && unit.token >= 0;
     const int num_copies = __popc(__ballot_sync(kFullWarp, copies_row));
-    const bool is_new = part.is_own && key + kBlockKeys > part.position;
+    const bool is_new = part.is_own && key + kStageBlocks * kBlockKeys > part.position;
     if (is_new || !has_keys || at.phase == 1) WaitOnce();
     Wait(&shared.empty[at.stage], at.phase ^ 1);
     auto& info = shared.info[at.stage];
@@ -162,8 +177,12 @@ struct StreamProducer {
       info.part = part;
       info.flags = flags;
       info.key = key;
-      ArriveExpectBytes(full, (has_keys ? 2 * S::kMatrixBytes : 0) + num_copies * S::kDim * 2);
-      if (has_keys) CopyBlock(part.kv_head, table_entry, full);
+      info.num_blocks = num_blocks;
+      ArriveExpectBytes(full, num_blocks * 2 * S::kMatrixBytes + num_copies * S::kDim * 2);
+#pragma unroll
+      for (int i = 0; i < kStageBlocks; ++i) {
+        if (i < num_blocks) CopyBlock(part.kv_head, table_entries[i], i, full);
+      }
     }
     __syncwarp();
     if (copies_row) {
@@ -180,8 +199,8 @@ struct StreamProducer {
     at.Advance();
   }
 
-  __device__ void CopyBlock(int kv_head, int table_entry, uint64_t* full) const {
-    uint8_t* to = shared.keys_values[at.stage];
+  __device__ void CopyBlock(int kv_head, int table_entry, int in_stage, uint64_t* full) const {
+    uint8_t* to = shared.keys_values[at.stage] + in_stage * 2 * S::kMatrixBytes;
     const int head = table_entry * p.num_kv_heads + kv_head;
 #pragma unroll
     for (int box = 0; box < S::kBoxes; ++box) {
@@ -204,14 +223,21 @@ struct StreamProducer {
     const auto table_entries = [&](int block) {  // lane i: of block + i
       return block + lane < part.block_end ? batches.TableEntry(part, block + lane) : 0;
     };
-    int block = part.block_begin + 1;
+    int block = part.block_begin + kStageBlocks;
     int entries = table_entries(block);
-    Fill(part, unit, part.block_begin, part.table_entry);
+    int of_stage[kStageBlocks];
+#pragma unroll
+    for (int k = 0; k < kStageBlocks; ++k) of_stage[k] = part.table_entries[k];
+    Fill(part, unit, part.block_begin, of_stage);
     while (block < part.block_end) {
       const int ahead = table_entries(block + kWarpSize);
       const int count = min(kWarpSize, part.block_end - block);
-      for (int i = 0; i < count; ++i) {
-        Fill(part, unit, block + i, __shfl_sync(kFullWarp, entries, i));
+      for (int i = 0; i < count; i += kStageBlocks) {
+#pragma unroll
+        for (int k = 0; k < kStageBlocks; ++k) {
+          of_stage[k] = __shfl_sync(kFullWarp, entries, i + k);
+        }
+        Fill(part, unit, block + i, of_stage);
       }
       entries = ahead;
       block += kWarpSize;

@@ -11,7 +11,17 @@ namespace {
 constexpr double kReadBytesPerUs = 4.6e6, kF16FlopsPerUs = 774e6, kFp8FlopsPerUs = 1450e6;
 
 const char* NameOf(AttentionPrecision p) {
-  return p == AttentionPrecision::kBF16 ? "bf16" : p == AttentionPrecision::kFp8 ? "fp8" : "fp8kv";
+  switch (p) {
+    case AttentionPrecision::kBF16:
+      return "bf16";
+    case AttentionPrecision::kFp8:
+      return "fp8";
+    case AttentionPrecision::kFp8OneLevel:
+      return "fp8one";
+    case AttentionPrecision::kFp8Kv:
+      return "fp8kv";
+  }
+  return "";
 }
 
 // `num_seqs` sequences of `len` keys.
@@ -135,7 +145,8 @@ class List {
   void Prefills() {
     for (int t : {1024, 4096}) Add(Prefill(t, t));
     AttentionCase& longest = Add(Prefill(16384, 16384));
-    longest.gate_us = longest.flops() / (is(AttentionPrecision::kFp8) ? 800e6 : 550e6);
+    if (is(AttentionPrecision::kFp8)) longest.gate_us = longest.flops() / 800e6;
+    if (is(AttentionPrecision::kBF16)) longest.gate_us = longest.flops() / 550e6;
     Add(Prefill(1024, 16384));
   }
 
@@ -154,6 +165,10 @@ std::string AttentionCase::peer_key() const { return absl::StrCat(kind, "/", sha
 
 DType AttentionCase::kv_dtype() const {
   return precision == AttentionPrecision::kBF16 ? DType::kBF16 : DType::kF8E4M3;
+}
+
+bool AttentionCase::fp8_products() const {
+  return precision == AttentionPrecision::kFp8 || precision == AttentionPrecision::kFp8OneLevel;
 }
 
 int64_t AttentionCase::num_unique_keys() const {
@@ -175,7 +190,7 @@ double AttentionCase::flops() const {
 
 double AttentionCase::floor_us() const {
   const double q_and_o = 2.0 * 2 * num_tokens() * num_heads * head_dim;
-  const double peak = precision == AttentionPrecision::kFp8 ? kFp8FlopsPerUs : kF16FlopsPerUs;
+  const double peak = fp8_products() ? kFp8FlopsPerUs : kF16FlopsPerUs;
   return std::max((static_cast<double>(kv_bytes()) + q_and_o) / kReadBytesPerUs, flops() / peak);
 }
 
@@ -212,6 +227,10 @@ std::vector<AttentionCase> AttentionCases() {
   precise.Decode(8, 4096, 32);
   precise.SharedContext(8, 8192, 64);
   precise.SharedContext(8, 8192, 256);
+  List one_level(AttentionPrecision::kFp8OneLevel, &cases);
+  one_level.SharedContext(8, 8192, 256);
+  one_level.SharedContext(8, 32768, 64);
+  one_level.Prefills();
   return cases;
 }
 

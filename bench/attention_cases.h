@@ -10,8 +10,9 @@
 //   crossover/P/len=L/b=B                     a short shared context: worth it from when on?
 //   prefill/P/t=T, prefill/P/t=T/ctx=C        causal, of T tokens behind C - T that are there
 //
-// P, the precision: bf16; fp8, products and cache; fp8kv, a cache whose products are in f16. Heads
-// are 32:8 where none are named.
+// P, the precision: bf16; fp8, products and cache; fp8one, the same without the second level of sums
+// (attention_one_level.h); fp8kv, a cache whose products are in f16. Heads are 32:8 where none are
+// named.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@
 
 namespace bough {
 
-enum class AttentionPrecision { kBF16, kFp8, kFp8Kv };
+enum class AttentionPrecision { kBF16, kFp8, kFp8OneLevel, kFp8Kv };
 
 struct AttentionCase {
   std::string kind, shape;
@@ -39,6 +40,7 @@ struct AttentionCase {
   std::string name() const;      // kind/P/shape
   std::string peer_key() const;  // kind/shape: peers know one precision
   DType kv_dtype() const;
+  bool fp8_products() const;
   int num_seqs() const { return static_cast<int>(seqlens.size()); }
   int num_tokens() const { return num_seqs() * num_q; }
 

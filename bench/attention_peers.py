@@ -31,7 +31,6 @@ COMPILED = {
     "decode/heads=32:8/ctx=4096/b=32",
     "shared/heads=32:8/ctx=8192/private=64/b=64",
     "shared/heads=32:8/ctx=8192/private=64/b=256",
-    "shared/heads=32:32/ctx=8192/private=64/b=64",
 }
 
 

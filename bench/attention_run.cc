@@ -10,6 +10,7 @@
 #include <set>
 #include <utility>
 
+#include "bench/attention_one_level.h"
 #include "common/block_hash.h"
 #include "common/check.h"
 #include "kernels/cuda/cuda_check.h"
@@ -208,15 +209,20 @@ PagedAttentionParams AttentionRun::Params(int layer, bool with_nodes) const {
   p.sm_scale = 1 / std::sqrt(static_cast<float>(case_.head_dim));
   p.dtype = DType::kBF16;
   p.kv_dtype = case_.kv_dtype();
-  p.fp8_products = case_.precision == AttentionPrecision::kFp8;
+  p.fp8_products = case_.fp8_products();
   return p;
+}
+
+void AttentionRun::Attend(const PagedAttentionParams& p, Stream stream) const {
+  const bool one_level = case_.precision == AttentionPrecision::kFp8OneLevel;
+  (one_level ? OneLevelAttention : cuda::PagedAttention)(p, stream);
 }
 
 double AttentionRun::LayerUs(bool with_nodes) {
   cuda::PlanAttention(Params(0, with_nodes), nullptr);
   CUDA_CHECK(cudaDeviceSynchronize());
   return MedianUs(std::max(num_layers_, kMinLaunches), [&](int i, cudaStream_t stream) {
-    cuda::PagedAttention(Params(i % num_layers_, with_nodes), stream);
+    Attend(Params(i % num_layers_, with_nodes), stream);
   });
 }
 
@@ -271,7 +277,7 @@ double AttentionRun::RelativeError() {
   const PagedAttentionParams p = Params(0, true);
   CUDA_CHECK(cudaMemset(p.o, 0xff, arrays_->o.num_bytes()));  // NaN: all rows must be written
   cuda::PlanAttention(p, nullptr);
-  cuda::PagedAttention(p, nullptr);
+  Attend(p, nullptr);
   CUDA_CHECK(cudaDeviceSynchronize());
 
   const int last_seq = case_.num_seqs() - 1, last_head = case_.num_kv_heads - 1;

@@ -49,6 +49,7 @@ class AttentionRun {
  private:
   struct Arrays;
   PagedAttentionParams Params(int layer, bool with_nodes) const;
+  void Attend(const PagedAttentionParams& p, Stream stream) const;
   CachedKeys ReadKeys(int seq, int kv_head) const;
   double SquaredError(const CachedKeys& keys, int64_t token, int num_keys, int head) const;
 

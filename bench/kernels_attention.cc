@@ -105,8 +105,7 @@ class Bench {
     } else {
       AddPeers(c, &result);
     }
-    const bool right =
-        error <= (c.precision == AttentionPrecision::kFp8 ? kMaxFp8Error : kMaxError);
+    const bool right = error <= (c.fp8_products() ? kMaxFp8Error : kMaxError);
     all_right_ = all_right_ && right;
     Print(result, right);
     results_.cases.push_back(std::move(result));

@@ -61,16 +61,23 @@ struct RopeShape {
 const RopeShape kRopeShapes[] = {{0, 4, 2, 128}, {1, 32, 8, 128},  {2, 2, 1, 72},
                                  {33, 4, 4, 64}, {1025, 4, 2, 32}, {5, 40, 40, 128}};
 
-// Slots backwards, where every fifth token is not stored; or as two prompts' chunks lie, of which the
-// first begins within a run of 16 rows.
-std::vector<int32_t> RopeSlots(int num_tokens, int num_slots, bool in_order) {
+// Where tokens are stored: backwards, but for every fifth; as two prompts' chunks lie, of which the
+// first begins within 16 rows; or each in a block of its own, as a decode step's.
+enum class RopeSlots { kBackwards, kInOrder, kApart };
+
+std::vector<int32_t> Slots(RopeSlots kind, int num_tokens, int num_slots, int block_size) {
   std::vector<int32_t> slots;
   for (int t = 0; t < num_tokens; ++t) {
-    const int backwards = t % 5 == 4 ? -1 : num_slots - 1 - t;
     const int second = num_tokens / 2;
-    slots.push_back(!in_order ? backwards : t < second ? num_slots / 2 + 5 + t : t - second);
+    if (kind == RopeSlots::kBackwards) {
+      slots.push_back(t % 5 == 4 ? -1 : num_slots - 1 - t);
+    } else if (kind == RopeSlots::kInOrder) {
+      slots.push_back(t < second ? num_slots / 2 + 5 + t : t - second);
+    } else {
+      slots.push_back(t * block_size + t * 7 % block_size);
+    }
   }
-  if (in_order && num_tokens > 100) slots[70] = -1;
+  if (kind == RopeSlots::kInOrder && num_tokens > 100) slots[70] = -1;
   return slots;
 }
 
@@ -86,14 +93,14 @@ std::vector<float> TransposedValues(const std::vector<float>& v, int block_size,
 }
 
 void ExpectRopeAgrees(const RopeShape& shape, DType dtype, DType kv_dtype, int block_size,
-                      bool in_order) {
+                      RopeSlots kind) {
   const auto [num_tokens, num_heads, num_kv_heads, head_dim] = shape;
   const int row = (num_heads + 2 * num_kv_heads) * head_dim;
-  const int num_blocks = num_tokens / block_size + 3,
+  const int num_blocks = (kind == RopeSlots::kApart ? num_tokens : num_tokens / block_size) + 3,
             cache = num_blocks * num_kv_heads * block_size * head_dim;
   Random random(3);
   const auto input = Rounded(RandomFloats(random, num_tokens * row), dtype);
-  const std::vector<int32_t> slots = RopeSlots(num_tokens, num_blocks * block_size, in_order);
+  const std::vector<int32_t> slots = Slots(kind, num_tokens, num_blocks * block_size, block_size);
   std::vector<int32_t> positions;
   for (int t = 0; t < num_tokens; ++t) {
     positions.push_back(t < 2 ? t * 32767 : RandomInt(random, 0, 32767));
@@ -147,9 +154,9 @@ TEST_P(Elementwise, RopeAppendAgreesWithTheCpuForEachShapeAndCache) {
     for (DType kv_dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
       SCOPED_TRACE(testing::Message() << shape.num_tokens << " tokens, head_dim " << shape.head_dim
                                       << ", cache " << Name(kv_dtype));
-      for (bool in_order : {false, true}) {
+      for (RopeSlots kind : {RopeSlots::kBackwards, RopeSlots::kInOrder, RopeSlots::kApart}) {
         for (int block_size : {16, 64}) {
-          ExpectRopeAgrees(shape, GetParam(), kv_dtype, block_size, in_order);
+          ExpectRopeAgrees(shape, GetParam(), kv_dtype, block_size, kind);
         }
       }
     }

@@ -32,9 +32,10 @@ class RandomForestMaker {
   ForestShape Make() {
     const int num_seqs = static_cast<int>(own_begin_.size());
     AddNodes(0, num_seqs, 0, 0);
-    // As a padded batch ends: nodes that stand for nothing.
-    for (int n = RandomInt(random_, 0, 2); n > 0; --n)
-      forest_.nodes.push_back({num_seqs, num_seqs});
+    // As a padded batch ends: nodes that stand for nothing, as far as a forest may have more.
+    const int room = kMaxForestDepth * num_seqs - static_cast<int>(forest_.nodes.size());
+    forest_.nodes.resize(forest_.nodes.size() + std::min(room, RandomInt(random_, 0, 2)),
+                         {num_seqs, num_seqs});
     for (int own_begin : own_begin_) {
       const bool has_keys = own_begin > 0 || RandomInt(random_, 0, 9) > 0;
       const int num_q = has_keys ? RandomInt(random_, 1, limits_.max_q) : 1;

@@ -87,7 +87,7 @@ TEST_F(CudaDecoder, SharedNodesAreNearPlainAttention) {
     options.fp8_kv_cache = fp8;
     const std::vector<float> plain = LogitsOf(options);
     for (const std::vector<SharedNode>& nodes : kForests) {
-      SCOPED_TRACE(testing::Message() << (fp8 ? "fp8, " : "bf16, ") << nodes.size() << " nodes");
+      SCOPED_TRACE(::testing::Message() << (fp8 ? "fp8, " : "bf16, ") << nodes.size() << " nodes");
       options.attention.enable_bifurcated = true;
       EXPECT_LE(RelativeRms(LogitsOf(options, nodes), plain), kBF16Tolerance);
       options.attention.enable_bifurcated = false;

@@ -19,7 +19,7 @@ struct OneRankOptions {
   bool fp8_weights = false;    // and what they meet
   bool fp8_kv_cache = false;
   bool int4_weights = false;  // int4_weights.h
-  AttentionOptions attention;
+  AttentionOptions attention = {};
   int num_blocks = 0;
   int max_num_tokens = 512;  // of a batch, and rows of logits
 };

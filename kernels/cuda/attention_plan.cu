@@ -14,7 +14,7 @@ constexpr int kPlanWarps = kPlanThreads / kWarpSize;
 
 // Costs, in eighths of the time in which a thread block reads a block of the cache. What a part takes
 // besides: its queries, the merge of its warps, its rows' way to the workspace.
-constexpr int kStreamBlockCost = 8, kStreamPartCost = 6;
+constexpr int kStreamBlockCost = 8, kStreamPartCost = 12;
 constexpr int kTileBlockCost = 8, kHalfTileBlockCost = 5, kTilePartCost = 12;
 
 // What a source adds to the two lists.
@@ -404,7 +404,7 @@ void LaunchPlan(const AttentionParams& p, const WorkPlan& plan, Stream stream) {
   (void)allowed;
   Launch(PlanAttentionKernel, dim3(1), kPlanThreads, bytes, stream, p, plan, AllInPlan(p),
          static_cast<int>(sizes.max_tiles), p.num_nodes > 0 ? TileAttentionGrid(p) : 1,
-         StreamAttentionGrid(p));
+         StreamAttentionGrid());
 }
 
 }  // namespace bough::cuda

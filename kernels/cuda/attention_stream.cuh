@@ -27,7 +27,6 @@ __global__ void __launch_bounds__(kStreamThreads, S::kPerSm)
                           const __grid_constant__ WorkPlan plan, bool after_tiles) {
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   StreamShared<S>& shared = *reinterpret_cast<StreamShared<S>*>(shared_bytes);
-  STAT(0);
   if (threadIdx.x == kConsumers) {
     PrefetchTensorMap(&k_map);
     PrefetchTensorMap(&v_map);

@@ -7,7 +7,4 @@ void LaunchStreamBF16(const AttentionParams& p, const WorkPlan& plan, Stream str
   LaunchStream<BF16>(p, plan, stream);
 }
 
-#ifdef STATS
-void PrintStatsBF16(const AttentionParams& p) { PrintStats(p); }
-#endif
 }  // namespace bough::cuda

@@ -5,18 +5,6 @@
 #include "kernels/cuda/attention_stream_shape.cuh"
 
 namespace bough::cuda {
-#ifdef STATS
-__device__ inline long long Now() {
-  long long t;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
-  return t;
-}
-__device__ long long stream_stats[1024][12];
-#define STAT(i) \
-  if (threadIdx.x == 0) stream_stats[blockIdx.x][i] = Now()
-#else
-#define STAT(i)
-#endif
 
 // Four 8x8 matrices of 16-bit elements whose rows' addresses the lanes name: lane 8 i + r row r of
 // matrix i. Not volatile, so that they mix with what does not depend on them: `address` must come from
@@ -47,8 +35,7 @@ struct StreamConsumer {
   StreamShared<S>& shared;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int g = lane / 4, t = lane % 4;
-  // Its 16 keys of a stage: of which block, and from which row of it on.
-  const int stage_block = warp / 4, first_row = warp % 4 * 16;
+  const int first_row = 16 * warp;  // of its keys in a block
   float scale = 0;
   int num_pending = 0;
   uint32_t q[S::kTiles][kSteps][2];
@@ -95,7 +82,7 @@ struct StreamConsumer {
 
   // Of a stage's keys and values, for reads that come after this place.
   __device__ uint32_t StageAddress(int stage) const {
-    uint32_t address = SharedAddress(shared.keys_values[stage]) + stage_block * 2 * S::kMatrixBytes;
+    uint32_t address = SharedAddress(shared.keys_values[stage]);
     asm volatile("" : "+r"(address)::"memory");
     return address;
   }
@@ -156,7 +143,7 @@ struct StreamConsumer {
         const int position = row < NumRows(info) ? info.units[row / heads].position : 0;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          const int key = info.key + 16 * warp + g + 8 * r;
+          const int key = info.key + first_row + g + 8 * r;
           const bool seen =
               key <= position && (p.sliding_window == 0 || key > position - p.sliding_window);
           if (!seen) s[n][2 * r + c] = -INFINITY;
@@ -214,8 +201,7 @@ struct StreamConsumer {
       }
     };
     if constexpr (S::kWidens) {
-      const uint32_t base =
-          values + lane / 2 * 128 + ((lane % 2 * 4 + warp % 4) ^ lane / 2 % 8) * 16;
+      const uint32_t base = values + lane / 2 * 128 + ((lane % 2 * 4 + warp) ^ lane / 2 % 8) * 16;
 #pragma unroll
       for (int i = 0; i < S::kDim / 32; ++i) {
         uint32_t r[4];
@@ -339,44 +325,16 @@ struct StreamConsumer {
   __device__ void Run() {
     StagePosition<S::kStages> at;
     Clear();
-#ifdef STATS
-    long long c0 = clock64(), stall = 0, fin = 0, work = 0;
-    bool firstf = true;
-#endif
     while (true) {
-#ifdef STATS
-      long long ca = clock64();
       Wait(&shared.full[at.stage], at.phase);
-      long long cb = clock64();
-      if (firstf) {
-        STAT(2);
-        firstf = false;
-        c0 = cb;
-      } else
-        stall += cb - ca;
-#else
-      Wait(&shared.full[at.stage], at.phase);
-#endif
       const Info& info = shared.info[at.stage];
       const int flags = info.flags;
       if (flags & kFirst) {
         scale = info.part.score_scale;
         LoadQueries(at.stage);
       }
-#ifdef STATS
-      long long c1 = clock64();
-#endif
-      if (stage_block < info.num_blocks) TakeIn(at.stage, info);
-#ifdef STATS
-      work += clock64() - c1;
-      if (flags & kLast) STAT(3);
-      c1 = clock64();
-#endif
+      if (flags & kHasKeys) TakeIn(at.stage, info);
       if (flags & kLast) Finish(at.stage, info);
-#ifdef STATS
-      fin += clock64() - c1;
-      if (flags & kLast) STAT(4);
-#endif
       Release(at.stage);
       at.Advance();
       if (flags & (kLast | kEnd)) {
@@ -384,16 +342,6 @@ struct StreamConsumer {
           CountUnits(p, plan, shared.merge, num_pending, threadIdx.x, kConsumers, Sync);
           num_pending = 0;
         }
-#ifdef STATS
-        if ((flags & kEnd) && threadIdx.x == 0) {
-          STAT(5);
-          long long* x = stream_stats[blockIdx.x];
-          x[6] = stall;
-          x[7] = work;
-          x[8] = fin;
-          x[9] = clock64() - c0;
-        }
-#endif
         if (flags & kEnd) return;
         Clear();
       }

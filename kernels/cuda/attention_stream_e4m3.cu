@@ -7,7 +7,4 @@ void LaunchStreamE4M3(const AttentionParams& p, const WorkPlan& plan, Stream str
   LaunchStream<E4M3>(p, plan, stream);
 }
 
-#ifdef STATS
-void PrintStatsE4M3(const AttentionParams& p) { PrintStats(p); }
-#endif
 }  // namespace bough::cuda

@@ -74,11 +74,7 @@ struct PartBatches {
     part.token = head.x;
     part.position = head.y;
     part.num_blocks = head.z;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int block = part.block_begin + i;
-      part.table_entries[i] = block < part.block_end ? TableEntry(part, block) : 0;
-    }
+    part.table_entry = part.block_begin < part.block_end ? TableEntry(part, part.block_begin) : 0;
     part.score_scale = p.ScoreScale(part.kv_head);
     part.v_scale = p.VScale(part.kv_head);
     const int num_blocks = entry.NumBlocks();
@@ -122,9 +118,6 @@ struct StreamProducer {
     waits = false;
     WaitForPrevious();
     AllowNext();
-#ifdef STATS
-    if (lane == 0) stream_stats[blockIdx.x][1] = Now();
-#endif
 #pragma unroll
     for (int stage = 0; stage < S::kStages; ++stage) {
       if (early_queries[stage] != nullptr) CopyQuery(stage, early_queries[stage]);
@@ -149,25 +142,23 @@ struct StreamProducer {
     const int key = (part.first_block + block) * kBlockKeys;
     int flags = 0;
     if (block == part.block_begin) flags |= kFirst;
-    if (block + kStageBlocks >= part.block_end) flags |= kLast;
+    if (block + 1 >= part.block_end) flags |= kLast;
     if (block < part.block_end) flags |= kHasKeys;
-    if (part.is_own && key + kStageBlocks * kBlockKeys > part.position + 1) flags |= kMasked;
+    if (part.is_own && key + kBlockKeys > part.position + 1) flags |= kMasked;
     if (p.sliding_window > 0 && (!part.is_own || key < part.key_end - p.sliding_window)) {
       flags |= kMasked;
     }
     return flags;
   }
 
-  __device__ void Fill(const StreamPart& part, const Unit& unit, int block,
-                       const int (&table_entries)[kStageBlocks]) {
+  __device__ void Fill(const StreamPart& part, const Unit& unit, int block, int table_entry) {
     const int heads = p.HeadsPerKv();
     uint64_t* full = &shared.full[at.stage];
     const int flags = Flags(part, block), key = (part.first_block + block) * kBlockKeys;
     const bool has_keys = flags & kHasKeys;
-    const int num_blocks = max(0, min(kStageBlocks, part.block_end - block));
     const bool copies_row = has_keys && (flags & kFirst) && unit.token >= 0;
     const int num_copies = __popc(__ballot_sync(kFullWarp, copies_row));
-    const bool is_new = part.is_own && key + kStageBlocks * kBlockKeys > part.position;
+    const bool is_new = part.is_own && key + kBlockKeys > part.position;
     if (is_new || !has_keys || at.phase == 1) WaitOnce();
     Wait(&shared.empty[at.stage], at.phase ^ 1);
     auto& info = shared.info[at.stage];
@@ -177,12 +168,8 @@ struct StreamProducer {
       info.part = part;
       info.flags = flags;
       info.key = key;
-      info.num_blocks = num_blocks;
-      ArriveExpectBytes(full, num_blocks * 2 * S::kMatrixBytes + num_copies * S::kDim * 2);
-#pragma unroll
-      for (int i = 0; i < kStageBlocks; ++i) {
-        if (i < num_blocks) CopyBlock(part.kv_head, table_entries[i], i, full);
-      }
+      ArriveExpectBytes(full, (has_keys ? 2 * S::kMatrixBytes : 0) + num_copies * S::kDim * 2);
+      if (has_keys) CopyBlock(part.kv_head, table_entry, full);
     }
     __syncwarp();
     if (copies_row) {
@@ -199,8 +186,8 @@ struct StreamProducer {
     at.Advance();
   }
 
-  __device__ void CopyBlock(int kv_head, int table_entry, int in_stage, uint64_t* full) const {
-    uint8_t* to = shared.keys_values[at.stage] + in_stage * 2 * S::kMatrixBytes;
+  __device__ void CopyBlock(int kv_head, int table_entry, uint64_t* full) const {
+    uint8_t* to = shared.keys_values[at.stage];
     const int head = table_entry * p.num_kv_heads + kv_head;
 #pragma unroll
     for (int box = 0; box < S::kBoxes; ++box) {
@@ -223,21 +210,14 @@ struct StreamProducer {
     const auto table_entries = [&](int block) {  // lane i: of block + i
       return block + lane < part.block_end ? batches.TableEntry(part, block + lane) : 0;
     };
-    int block = part.block_begin + kStageBlocks;
+    int block = part.block_begin + 1;
     int entries = table_entries(block);
-    int of_stage[kStageBlocks];
-#pragma unroll
-    for (int k = 0; k < kStageBlocks; ++k) of_stage[k] = part.table_entries[k];
-    Fill(part, unit, part.block_begin, of_stage);
+    Fill(part, unit, part.block_begin, part.table_entry);
     while (block < part.block_end) {
       const int ahead = table_entries(block + kWarpSize);
       const int count = min(kWarpSize, part.block_end - block);
-      for (int i = 0; i < count; i += kStageBlocks) {
-#pragma unroll
-        for (int k = 0; k < kStageBlocks; ++k) {
-          of_stage[k] = __shfl_sync(kFullWarp, entries, i + k);
-        }
-        Fill(part, unit, block + i, of_stage);
+      for (int i = 0; i < count; ++i) {
+        Fill(part, unit, block + i, __shfl_sync(kFullWarp, entries, i));
       }
       entries = ahead;
       block += kWarpSize;

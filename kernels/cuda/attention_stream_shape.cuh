@@ -4,13 +4,9 @@
 #include "kernels/cuda/attention_merge.cuh"
 #include "kernels/cuda/sm90.cuh"
 
-#ifndef CWARPS
-#define CWARPS 8
-#endif
 namespace bough::cuda {
 
-inline constexpr int kConsumerWarps = CWARPS;
-inline constexpr int kStageBlocks = kConsumerWarps / 4;  // a warp takes 16 keys of a stage
+inline constexpr int kConsumerWarps = 4;  // each takes 16 keys of a block
 inline constexpr int kConsumers = kConsumerWarps * kWarpSize;
 inline constexpr int kStreamThreads = kConsumers + kWarpSize;
 
@@ -35,15 +31,11 @@ struct StreamShape {
   static constexpr int kSmBytes = 228 * 1024, kReservedBytes = 1024, kMaxBytes = 227 * 1024;
   static constexpr int kBytes =
       kSmBytes / kCtas - kReservedBytes < kMaxBytes ? kSmBytes / kCtas - kReservedBytes : kMaxBytes;
-  static constexpr int kStageBytes = 2 * kStageBlocks * kMatrixBytes;
   static constexpr int kInfoBytes = 96 + 16 * kRows;
   static constexpr int kFixedBytes = 5120;
   static constexpr int kStagesThatFit =
-      (kBytes - kFixedBytes) / (kStageBytes + kQueryBytes + kInfoBytes + 16);
-#ifndef MAXSTAGES
-#define MAXSTAGES 8
-#endif
-  static constexpr int kStages = kStagesThatFit < MAXSTAGES ? kStagesThatFit : MAXSTAGES;
+      (kBytes - kFixedBytes) / (2 * kMatrixBytes + kQueryBytes + kInfoBytes + 16);
+  static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
   static_assert(kStages >= 2, "a stage is read while another one is filled");
 };
 
@@ -55,19 +47,18 @@ struct StreamPart {
   int32_t key_end, table_seq;
   int32_t slot;
   int32_t token, position, num_blocks;  // of its first unit
-  int32_t table_entries[2];             // of block_begin and the next
+  int32_t table_entry;                  // of block_begin
   int32_t own_slot,
       own_parts;  // of the first unit, if it has no other entries; else own_parts is 0
   float score_scale, v_scale;
 };
 
-// What the producer says of a stage: kStageBlocks blocks of a part, fewer at its end.
+// What the producer says of a stage, a block of a part.
 template <int kRows>
 struct alignas(16) StageInfo {
   StreamPart part;
   int32_t flags;  // StageFlags
-  int32_t key;    // position of the first
-  int32_t num_blocks;
+  int32_t key;    // position of the block's first
   struct alignas(16) Unit {
     int32_t token, position, num_blocks, unused;
   } units[kRows];  // the part's, as WorkUnit
@@ -77,8 +68,7 @@ enum StageFlags : int32_t { kFirst = 1, kLast = 2, kHasKeys = 4, kMasked = 8, kE
 template <typename S>
 struct StreamShared {
   using Info = StageInfo<S::kRows>;
-  // K and V of a block, then of the next.
-  alignas(1024) uint8_t keys_values[S::kStages][S::kStageBytes];
+  alignas(1024) uint8_t keys_values[S::kStages][2 * S::kMatrixBytes];
   alignas(16) uint8_t queries[S::kStages][S::kQueryBytes];
   Info info[S::kStages];
   float2 ml[kConsumerWarps][S::kRows];

@@ -50,8 +50,11 @@ TEST_F(DecodeAttention, DecodesMoreSequencesThanThreadBlocks) {
 // each time.
 TEST_F(DecodeAttention, ReplaysAGraphWithOtherLengths) {
   Random random(7);
-  const AttentionShape shape = {
-      .num_heads = 8, .num_kv_heads = 2, .kv_dtype = DType::kF8E4M3, .kv_scales = true};
+  const AttentionShape shape = {.num_heads = 8,
+                                .num_kv_heads = 2,
+                                .kv_dtype = DType::kF8E4M3,
+                                .kv_scales = true,
+                                .unused = 300};
   AttentionInputs inputs(random, shape, {{1, 3000}, {1, 100}, {1, 640}, {1, 1}});
   inputs.q = Rounded(inputs.q, DType::kBF16);
   DeviceAttention device(inputs, DType::kBF16);

@@ -34,7 +34,8 @@ double Median(std::vector<double> values) {
 class Samples {
  public:
   Samples(const ModelRunner& runner, const std::vector<FoundingCell>& cells)
-      : vocab_size_(runner.config().vocab_size) {
+      : vocab_size_(runner.config().vocab_size),
+        forest_costs_(EngineConfigFor(runner).forest_costs) {
     for (const FoundingCell& cell : cells) {
       context_ = std::max(context_, cell.context);
       num_samples_ = std::max(num_samples_, cell.num_samples);
@@ -105,13 +106,13 @@ class Samples {
 
  private:
   // As the engine finds it, from the block tables.
-  static void AddForest(Batch* batch) {
+  void AddForest(Batch* batch) const {
     std::vector<DecodeRow> rows;
     for (int s = 0; s < batch->num_seqs(); ++s) {
       rows.push_back({{&batch->block_tables[s * batch->max_blocks], size_t(batch->max_blocks)},
                       batch->seqlens_kv[s]});
     }
-    PrefixForest forest = BuildPrefixForest(rows);
+    PrefixForest forest = BuildPrefixForest(rows, forest_costs_);
     CHECK(std::is_sorted(forest.order.begin(), forest.order.end())) << "rows stay where they are";
     batch->nodes = std::move(forest.nodes);
     batch->own_begin = std::move(forest.own_begin);
@@ -119,6 +120,7 @@ class Samples {
   int32_t RandomToken() { return static_cast<int32_t>(3 + random_() % (vocab_size_ - 3)); }
 
   const int vocab_size_;
+  const ForestCosts forest_costs_;
   int context_ = 0, num_samples_ = 0;
   std::mt19937 random_{kSeed};
 };

@@ -3,6 +3,7 @@
 //
 //   bench-kernels-gemm            the tiles that PickConfig takes
 //   bench-kernels-gemm --sweep    every tile, best first: what PickConfig should take
+//   bench-kernels-gemm --dense    few tokens at the shapes of dense 7B models, with or without --sweep
 //
 // Between two launches stands a small kernel that depends on both, as in a model; the time of a graph
 // of small kernels alone is taken off.
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,6 +56,12 @@ constexpr Shape kShapes[] = {{"experts up", 8, 28672, 4096, false},
                              {"o", 1, 4096, 4096, false},
                              {"lm_head", 1, 32000, 4096, true}};
 constexpr int kNumTokens[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 8192};
+constexpr Shape kDenseShapes[] = {
+    {"qkv 32:32", 1, 12288, 4096, false},  {"qkv 32:8", 1, 6144, 4096, false},
+    {"o", 1, 4096, 4096, false},           {"up 11008", 1, 22016, 4096, false},
+    {"down 11008", 1, 4096, 11008, false}, {"up 14336", 1, 28672, 4096, false},
+    {"down 14336", 1, 4096, 14336, false}};
+constexpr int kFewTokens[] = {1, 16, 64, 128};
 
 class Bench {
  public:
@@ -74,16 +82,16 @@ class Bench {
   }
 
   // Few tokens first: what heats the GPU slows what comes after.
-  void Run(DType dtype, bool sweep) {
+  void Run(DType dtype, std::span<const Shape> shapes, std::span<const int> tokens, bool sweep) {
     Fill(dtype);
-    for (int num_tokens : kNumTokens) {
+    for (int num_tokens : tokens) {
       std::printf("%s, %d tokens\n", Name(dtype), num_tokens);
-      for (const Shape& shape : kShapes) {
+      for (const Shape& shape : shapes) {
         if (shape.f32_out && dtype != DType::kBF16) continue;
         const int num_rows = shape.num_experts > 1 ? 2 * num_tokens : num_tokens;
         const int num_busy = Route(shape, num_tokens);
-        const cuda::GemmConfig pick =
-            cuda::PickConfig(num_rows, shape.num_experts, shape.n, num_sms_);
+        const cuda::GemmConfig pick = cuda::PickConfig(num_rows, shape.num_experts, shape.n,
+                                                       shape.k * SizeOf(dtype), num_sms_);
         if (sweep) {
           Sweep(shape, dtype, num_rows, num_busy, pick);
         } else {
@@ -208,7 +216,7 @@ class Bench {
     const int rows = (num_rows + shape.num_experts - 1) / shape.num_experts;
     std::vector<std::pair<double, cuda::GemmConfig>> times;
     for (cuda::GemmConfig config : cuda::kGemmTiles) {
-      if (config.tile_m > std::max(8, 4 * rows) || std::min(rows, 128) > 2 * config.tile_m)
+      if (config.tile_m > std::max(32, 4 * rows) || std::min(rows, 128) > 2 * config.tile_m)
         continue;
       for (bool split_k : {true, false}) {
         config.split_k = split_k;
@@ -242,7 +250,16 @@ class Bench {
 }  // namespace bough
 
 int main(int argc, char** argv) {
-  const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
-  bough::Bench bench;
-  for (bough::DType dtype : {bough::DType::kF8E4M3, bough::DType::kBF16}) bench.Run(dtype, sweep);
+  using namespace bough;
+  const auto has = [&](const char* flag) {
+    return std::any_of(argv + 1, argv + argc, [&](char* a) { return std::strcmp(a, flag) == 0; });
+  };
+  Bench bench;
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    if (has("--dense")) {
+      bench.Run(dtype, kDenseShapes, kFewTokens, has("--sweep"));
+    } else {
+      bench.Run(dtype, kShapes, kNumTokens, has("--sweep"));
+    }
+  }
 }

@@ -2,10 +2,12 @@
 // weights as stored, on text that it was not trained on.
 //
 //   bench-quality --variants=cpu-fp8,cpu-fp8-kv8
-//   bench-quality --variants=cuda,cuda-fp8,cuda-fp8-kv8 --out=bench/results/h200/quality_demo.json
+//   bench-quality --variants=cuda,cuda-kv8,cuda-kv8-att8,cuda-fp8,cuda-fp8-kv8
+//     --out=bench/results/h200/quality_demo.json
 //
-// A variant is a device, then -fp8 (weights and what they meet), -kv8 (the KV cache) or, as a control
-// that has to look bad, -int4 (weights rounded to 4 bits). Per variant:
+// A variant is a device, then -fp8 (weights and what they meet), -kv8 (the KV cache), -att8 (what
+// attention multiplies with it, on CUDA) or, as a control that has to look bad, -int4 (weights
+// rounded to 4 bits). Per variant:
 //   heldout   every position of held-out text, in windows: perplexity ratio, KL divergence from the
 //             reference, share of positions with the same likeliest token
 //   greedy    decode steps along the reference's own greedy answers (teacher-forced, so that one
@@ -77,6 +79,7 @@ OneRankOptions ParseVariant(const std::string& name) {
   for (size_t i = 1; i < parts.size(); ++i) {
     bool* const option = parts[i] == "fp8"    ? &options.fp8_weights
                          : parts[i] == "kv8"  ? &options.fp8_kv_cache
+                         : parts[i] == "att8" ? &options.attention.enable_fp8
                          : parts[i] == "int4" ? &options.int4_weights
                                               : nullptr;
     CHECK(option != nullptr) << "--variants: " << name;

@@ -5,7 +5,6 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "common/check.h"
-#include "worker/prefix_forest.h"
 #include "worker/sequence_blocks.h"
 
 namespace bough {
@@ -143,7 +142,8 @@ class Builder {
 
 }  // namespace
 
-void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, BuiltBatch* built) {
+void BuildBatch(const Plan& plan, const ModelLimits& limits, const ForestCosts& forest_costs,
+                int64_t step, BuiltBatch* built) {
   Clear(built);
   built->batch.step = step;
   built->batch.num_decode = static_cast<int32_t>(plan.decodes.size());
@@ -153,7 +153,7 @@ void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, Built
     CHECK_EQ(seq->num_computed + 1, seq->num_tokens());
     decode_rows.push_back({seq->block_table, seq->num_tokens()});
   }
-  PrefixForest forest = BuildPrefixForest(decode_rows);
+  PrefixForest forest = BuildPrefixForest(decode_rows, forest_costs);
   built->batch.nodes = std::move(forest.nodes);
   built->batch.own_begin = std::move(forest.own_begin);
   built->batch.own_begin.resize(plan.decodes.size() + plan.prefills.size(), 0);

@@ -6,6 +6,7 @@
 
 #include "common/sampling_params.h"
 #include "worker/batch.h"
+#include "worker/prefix_forest.h"
 #include "worker/scheduler.h"
 
 namespace bough {
@@ -21,6 +22,7 @@ struct BuiltBatch {
 
 // Overwrites `built`, whose arrays keep their memory from step to step. A token that is pending is
 // named by Sequence::sampled_row, which must be of the step launched just before.
-void BuildBatch(const Plan& plan, const ModelLimits& limits, int64_t step, BuiltBatch* built);
+void BuildBatch(const Plan& plan, const ModelLimits& limits, const ForestCosts& forest_costs,
+                int64_t step, BuiltBatch* built);
 
 }  // namespace bough

@@ -125,7 +125,7 @@ bool Engine::Impl::Launch(absl::Time now) {
   const Plan plan = scheduler.Next();
   if (plan.empty()) return false;
   Acknowledge(plan, now);
-  BuildBatch(plan, config.limits, num_steps++, &built);
+  BuildBatch(plan, config.limits, config.forest_costs, num_steps++, &built);
   const Batch& batch = built.batch;
   LaunchedStep step{{},
                     batch.max_top,

@@ -23,6 +23,7 @@
 #include "common/sampling_params.h"
 #include "worker/batch.h"
 #include "worker/block_manager.h"
+#include "worker/prefix_forest.h"
 #include "worker/request.h"
 
 namespace bough {
@@ -37,6 +38,7 @@ struct EngineConfig {
   int max_num_seqs = 256;             // rows per step; raise for many parallel samples
   int max_num_batched_tokens = 2048;  // tokens per step; bounds a decode row's wait behind prefills
   int max_waiting = 1024;             // requests; beyond it Submit ends in QUEUE_FULL
+  ForestCosts forest_costs;           // of what rows of a step share
   // The clock of Step's `now`; thread-safe. Tests put their own here.
   std::function<absl::Time()> clock = [] { return absl::Now(); };
 };

@@ -289,7 +289,23 @@ absl::StatusOr<GroupNeeds> ModelRunner::Needs(const ModelRunnerOptions& options,
 
 const ModelConfig& ModelRunner::config() const { return impl_->config; }
 int ModelRunner::num_blocks() const { return impl_->cache.num_blocks(); }
+bool ModelRunner::is_cuda() const { return impl_->device->is_cuda(); }
 int64_t ModelRunner::kv_block_bytes() const { return impl_->block_bytes(); }
+namespace {
+
+// On a GPU the first shared node of a step starts a kernel more in every layer: about 6 us on an H200,
+// in which it reads 24 MB.
+constexpr double kForestBytes = 24e6;
+
+ForestCosts ForestCostsOf(const ModelRunner& runner) {
+  ForestCosts costs;
+  const int num_layers = runner.config().num_hidden_layers;
+  if (runner.is_cuda()) costs.forest = kForestBytes * num_layers / runner.kv_block_bytes();
+  return costs;
+}
+
+}  // namespace
+
 EngineConfig EngineConfigFor(const ModelRunner& runner) {
   EngineConfig engine;
   engine.model_key = runner.model_key();
@@ -298,6 +314,7 @@ EngineConfig EngineConfigFor(const ModelRunner& runner) {
   engine.limits.bos_token_id = runner.config().bos_token_id;
   engine.limits.eos_token_id = runner.config().eos_token_id;
   engine.num_blocks = runner.num_blocks();
+  engine.forest_costs = ForestCostsOf(runner);
   return engine;
 }
 

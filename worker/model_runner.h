@@ -67,6 +67,7 @@ class ModelRunner : public StepExecutor {
   ~ModelRunner() override;
 
   const ModelConfig& config() const;
+  bool is_cuda() const;
   int num_blocks() const;          // the same on all ranks: the smallest of what fits
   int64_t kv_block_bytes() const;  // one block on this rank, K and V of all layers
   int max_model_len() const;

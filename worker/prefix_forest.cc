@@ -37,7 +37,8 @@ class Trie {
     forest.own_begin.assign(rows_.size(), 0);
     // From the root down: how many nodes are shared down to each, and which is the last of them.
     std::vector<int> num_shared(nodes_.size(), 0), last_level(nodes_.size(), kNone);
-    for (size_t id = 0; id < nodes_.size(); ++id) {
+    const bool pays = !nodes_.empty() && BestOf(0, kNone, 0, 0).first > costs_.forest;
+    for (size_t id = 0; pays && id < nodes_.size(); ++id) {
       const Node& node = nodes_[id];
       if (node.parent != kNone) {
         num_shared[id] = num_shared[node.parent];

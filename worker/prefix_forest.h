@@ -7,7 +7,8 @@
 //   (rows - 1) blocks - costs.part rows - costs.node
 //
 // block reads, `blocks` its own and those pushed down to it. BuildPrefixForest finds the nodes that
-// save most, at most kMaxForestDepth around a row.
+// save most, at most kMaxForestDepth around a row; none, if all of them save no more than
+// costs.forest.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,7 @@ struct DecodeRow {
 struct ForestCosts {
   double part = 0.5;  // a row's partial result, written and merged
   double node = 0.5;
+  double forest = 0;  // of any nodes at all, in a step
 };
 
 struct PrefixForest {

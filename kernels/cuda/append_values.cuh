@@ -1,6 +1,7 @@
 // Values on their way into an e4m3 cache, where a token's bytes lie a block's rows apart
 // (kv_layout.h). Of a prompt, runs of 16 tokens fill 16 bytes in a row and are written so, by thread
-// blocks of their own; a token in no run, as in a decode step, goes byte by byte.
+// blocks of their own; a token in no run, as in a decode step, goes byte by byte. Its bytes keep an
+// SM busy for a us, so those of a few tokens are spread over SMs.
 #pragma once
 
 #include "kernels/cuda/rows.cuh"
@@ -10,6 +11,8 @@
 namespace bough::cuda {
 
 inline constexpr int kRun = 16;  // tokens
+inline constexpr int kFewTokens = 8;
+inline constexpr int kPromptTokens = 512;  // from here on, most are in runs
 
 // A run is tokens [first, first + 16) whose slots ascend by one from a multiple of 16.
 
@@ -58,23 +61,23 @@ __device__ inline float ScaledValue(const RopeAppendParams& p, float x, int dim)
   return p.v_scale == nullptr ? x : x / p.v_scale[dim / p.head_dim];
 }
 
-// One token's values by a whole thread block: neighbouring threads take neighbouring dims. A few are
-// read when this is made, before what depends on the slot.
+// Dims [begin, end) of a token's values by a thread block; neighbouring threads take neighbouring dims.
 template <typename T>
 class ValueBytes {
  public:
-  __device__ ValueBytes(const RopeAppendParams& p, int64_t token)
-      : p_(p), v_(ValuesOf<T>(p, token)), num_dims_(p.num_kv_heads * p.head_dim) {
-    Load(0);
-  }
+  __device__ ValueBytes(const RopeAppendParams& p, int64_t token, int begin, int end)
+      : p_(p), v_(ValuesOf<T>(p, token)), begin_(begin), end_(end) {}
+
+  // Reads the first of them: may go before the slot is known. Store goes after it.
+  __device__ void Load() { Load(begin_); }
   __device__ void Store(int slot) {
     const int column = ValueColumn(slot % p_.block_size);
-    for (int first = 0; first < num_dims_; first += kAtOnce * blockDim.x) {
-      if (first > 0) Load(first);
+    for (int first = begin_; first < end_; first += kAtOnce * blockDim.x) {
+      if (first > begin_) Load(first);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int dim = first + i * blockDim.x + threadIdx.x;
-        if (dim >= num_dims_) break;
+        if (dim >= end_) break;
         const E4M3 code(ScaledValue(p_, ToFloat(x_[i]), dim));
         ValueRow(p_, slot, dim)[column] = code.__x;
       }
@@ -82,26 +85,26 @@ class ValueBytes {
   }
 
  private:
-  static constexpr int kAtOnce = 3;  // of 8 heads of 128 by 384 threads, all
+  static constexpr int kAtOnce = 3;  // 8 heads of 128 by 384 threads
 
   __device__ void Load(int first) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int dim = first + i * blockDim.x + threadIdx.x;
-      if (dim < num_dims_) x_[i] = v_[dim];
+      if (dim < end_) x_[i] = v_[dim];
     }
   }
 
   const RopeAppendParams& p_;
   const T* const v_;
-  const int num_dims_;
+  const int begin_, end_;
   T x_[kAtOnce];
 };
 
-template <typename T>
-struct alignas(2 * sizeof(T)) ValuePair {
-  T a, b;
-};
+__device__ inline float2 LoadPair(const float* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ inline float2 LoadPair(const BF16* p) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+}
 
 // The values of the run that begins in a window, if one does. Each thread takes two dims of all 16
 // tokens, the `pair`th.
@@ -111,22 +114,24 @@ __device__ void AppendRun(const RopeAppendParams& p, int64_t window, int pair) {
   const int dim = 2 * pair;
   if (first < 0 || dim >= p.num_kv_heads * p.head_dim) return;
   const int64_t row_size = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
-  const T* v = ValuesOf<T>(p, first) + dim;
-  ValuePair<T> x[kRun];
+  const T* const v = ValuesOf<T>(p, first) + dim;
+  float2 x[kRun];
 #pragma unroll
-  for (int i = 0; i < kRun; ++i, v += row_size) x[i] = *reinterpret_cast<const ValuePair<T>*>(v);
+  for (int i = 0; i < kRun; ++i) x[i] = LoadPair(v + i * row_size);
+  if (p.v_scale != nullptr) {
+    const float scale = p.v_scale[dim / p.head_dim];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) x[i] = make_float2(x[i].x / scale, x[i].y / scale);
+  }
   static_assert(ValueColumn(2) == 4 && ValueColumn(1) == 1 && ValueColumn(8) == 2,
                 "word q has keys 2q, 2q + 1, 2q + 8, 2q + 9");
-  const auto pack = [&](T a, T b) {
-    return PackPair(ScaledValue(p, ToFloat(a), dim), ScaledValue(p, ToFloat(b), dim),
-                    static_cast<E4M3*>(nullptr));
-  };
+  E4M3* const e4m3 = nullptr;
   uint32_t words[2][kRun / 4];
 #pragma unroll
   for (int q = 0; q < kRun / 4; ++q) {
-    const ValuePair<T>&a = x[2 * q], &b = x[2 * q + 1], &c = x[2 * q + 8], &e = x[2 * q + 9];
-    words[0][q] = pack(a.a, b.a) | pack(c.a, e.a) << 16;
-    words[1][q] = pack(a.b, b.b) | pack(c.b, e.b) << 16;
+    const float2 a = x[2 * q], b = x[2 * q + 1], c = x[2 * q + 8], e = x[2 * q + 9];
+    words[0][q] = PackPair(a.x, b.x, e4m3) | PackPair(c.x, e.x, e4m3) << 16;
+    words[1][q] = PackPair(a.y, b.y, e4m3) | PackPair(c.y, e.y, e4m3) << 16;
   }
   const int slot = p.slot_mapping[first];
   uint8_t* const out = ValueRow(p, slot, dim) + slot % p.block_size;
@@ -135,6 +140,28 @@ __device__ void AppendRun(const RopeAppendParams& p, int64_t window, int pair) {
     *reinterpret_cast<uint4*>(out + i * p.block_size) =
         make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
   }
+}
+
+// The thread blocks that take nothing but values: of a few tokens each head, of many each window's run.
+struct ValueBlocks {
+  int num_blocks = 0;
+  int per_item = 1;
+};
+
+inline ValueBlocks DivideValues(const RopeAppendParams& p, int num_threads) {
+  if (p.num_tokens <= kFewTokens) return {p.num_tokens * p.num_kv_heads, p.num_kv_heads};
+  const int per_run = CeilDiv(p.num_kv_heads * p.head_dim / 2, num_threads);
+  return {p.num_tokens / kRun * per_run, per_run};
+}
+
+template <typename T>
+__device__ void AppendValues(const RopeAppendParams& p, const ValueBlocks& blocks) {
+  const int item = blockIdx.x / blocks.per_item, part = blockIdx.x % blocks.per_item;
+  if (p.num_tokens > kFewTokens) return AppendRun<T>(p, item, part * blockDim.x + threadIdx.x);
+  ValueBytes<T> values(p, item, part * p.head_dim, (part + 1) * p.head_dim);
+  values.Load();
+  const int slot = p.slot_mapping[item];
+  if (slot >= 0) values.Store(slot);
 }
 
 }  // namespace bough::cuda

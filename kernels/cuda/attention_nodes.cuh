@@ -48,15 +48,9 @@ __device__ void WriteSlot(const WorkPlan& plan, const WorkPart& part, int num_ro
   for (int h = 0; h < 2; ++h) {
     const float sum = consumer.SumOf(h), max = consumer.MaxOf(h);
     const int row = consumer.Row(h);
-    if (row >= num_rows) continue;
-    float* slot = plan.Slot(part.slot + row, Consumer::kHeadDim);
-    float* o = slot + consumer.lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < Consumer::kHeadDim / 8; ++j) {
-      __stcg(reinterpret_cast<float2*>(o + 8 * j),
-             make_float2(consumer.o[4 * j + 2 * h], consumer.o[4 * j + 2 * h + 1]));
-    }
-    if (consumer.lane % 4 == 0) {
+    float* const slot = plan.Slot(part.slot + row, Consumer::kHeadDim);
+    consumer.WriteFloats(h, slot, row < num_rows);
+    if (row < num_rows && consumer.lane % 4 == 0) {
       __stcg(reinterpret_cast<float2*>(slot + Consumer::kHeadDim), make_float2(max, sum));
     }
   }
@@ -79,16 +73,14 @@ __device__ void ConsumeParts(const AttentionParams& p, const WorkPlan& plan, Fin
       before_queries();
       consumer.Skip(node->keys);
     } else {
-      typename Consumer::Queries queries;
-      consumer.Find(queries, [&](int row) -> const BF16* {
+      before_queries();
+      consumer.StartFetch(p, [&](int row) -> const BF16* {
         const int unit = heads.Unit(row);
-        const int token = row < num_rows ? units[unit].token : -1;
+        const int token = row < num_rows ? __ldg(&units[unit].token) : -1;
         const int head = part.kv_head * heads.heads + row - unit * heads.heads;
         return token >= 0 ? p.Query(token, head) : nullptr;
       });
-      before_queries();
-      consumer.Fetch(queries);
-      consumer.Store(queries, p.ScoreScale(part.kv_head));
+      consumer.FinishFetch(p.ScoreScale(part.kv_head));
       const int key_end = min(part.entry.key_end, node->keys.end_block * kBlockKeys);
       const auto see = [&](int h) {
         const int unit = heads.Unit(min(consumer.Row(h), num_rows - 1));
@@ -127,7 +119,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     LendRegisters<Shape>();
     NodeSchedule schedule(plan);
     Produce<Shape>(p, static_cast<TileShared<Shape, NodePart>&>(shared), k_map, v_map,
-                   [&](NodePart& part) { return schedule.Next(part); });
+                   [&](NodePart& part) { return schedule.Next(part); }, [] {});
     WaitForPrevious();
     AllowNext();
   } else {

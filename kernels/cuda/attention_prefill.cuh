@@ -55,37 +55,31 @@ class PrefillSchedule {
 };
 
 template <typename Consumer>
-__device__ void FetchQueries(const AttentionParams& p, const HeadDivider& heads,
-                             const PrefillTile& tile, const Consumer& consumer,
-                             typename Consumer::Queries& queries) {
-  consumer.Find(queries, [&](int row) -> const BF16* {
+__device__ void StartFetch(const AttentionParams& p, const HeadDivider& heads,
+                           const PrefillTile& shared_tile, Consumer& consumer) {
+  const PrefillTile tile = shared_tile;
+  consumer.StartFetch(p, [&](int row) -> const BF16* {
     if (row >= tile.num_rows) return nullptr;
     const int unit = heads.Unit(tile.first_row + row);
     const int head = tile.first_row + row - unit * heads.heads;
     return p.Query(tile.first_token + unit, tile.keys.kv_head * heads.heads + head);
   });
-  consumer.Fetch(queries);
 }
 
 template <typename Consumer>
 __device__ void WriteOutput(const AttentionParams& p, const HeadDivider& heads,
-                            const PrefillTile& tile, const Consumer& consumer) {
+                            const PrefillTile& shared_tile, const Consumer& consumer) {
+  const PrefillTile tile = shared_tile;
   const float v_scale = p.VScale(tile.keys.kv_head);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float sum = consumer.SumOf(h);
     const int row = consumer.Row(h);
-    if (row >= tile.num_rows) continue;
-    const float factor = sum > 0 ? v_scale / sum : 0;  // 0: a row without keys
     const int unit = heads.Unit(tile.first_row + row);
     const int head = tile.first_row + row - unit * heads.heads;
-    BF16* out = p.Output(tile.first_token + unit, tile.keys.kv_head * heads.heads + head) +
-                consumer.lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < Consumer::kHeadDim / 8; ++j) {
-      *reinterpret_cast<uint32_t*>(out + 8 * j) =
-          PackPair<BF16>(consumer.o[4 * j + 2 * h] * factor, consumer.o[4 * j + 2 * h + 1] * factor);
-    }
+    consumer.WriteBF16(h, sum > 0 ? v_scale / sum : 0,  // 0: a row without keys
+                       p.Output(tile.first_token + unit, tile.keys.kv_head * heads.heads + head),
+                       row < tile.num_rows);
   }
 }
 
@@ -94,25 +88,24 @@ template <typename Consumer>
 __device__ void ConsumeTiles(const AttentionParams& p, Consumer& consumer) {
   const HeadDivider heads(p.HeadsPerKv());
   ItemReader<PrefillTile> reader{consumer.shared.ring};
-  typename Consumer::Queries queries;
-  int slot;
+  int slot, next_slot;
   const PrefillTile* tile = reader.Next(slot);
-  if (tile != nullptr) FetchQueries(p, heads, *tile, consumer, queries);
-  while (tile != nullptr) {
-    consumer.Store(queries, p.ScoreScale(tile->keys.kv_head));
+  WaitForPrevious();
+  AllowNext();
+  if (tile != nullptr) StartFetch(p, heads, *tile, consumer);
+  for (; tile != nullptr; slot = next_slot) {
+    consumer.FinishFetch(p.ScoreScale(tile->keys.kv_head));
+    const PrefillTile* next = reader.Next(next_slot);
+    if (next != nullptr) StartFetch(p, heads, *next, consumer);
     const int row = consumer.warpgroup * kGroupRows;
     consumer.Attend(tile->keys, FirstKey(p, tile->KeyEnd(row + kGroupRows - 1, heads)),
                     tile->KeyEnd(row, heads), [&](int h) {
                       const int end = tile->KeyEnd(consumer.Row(h), heads);
                       return int2{FirstKey(p, end), end};
                     });
-    int next_slot;
-    const PrefillTile* next = reader.Next(next_slot);
-    if (next != nullptr) FetchQueries(p, heads, *next, consumer, queries);
-    WriteOutput(p, heads, *tile, consumer);  // while the next queries come
+    WriteOutput(p, heads, *tile, consumer);
     reader.GiveBack(slot);
     tile = next;
-    slot = next_slot;
   }
 }
 
@@ -132,12 +125,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     shared.Init();
   }
   __syncthreads();
-  WaitForPrevious();
-  AllowNext();
   if (threadIdx.x >= kConsumerThreads) {
     LendRegisters<Shape>();
     PrefillSchedule schedule(p, plan);
-    Produce(p, shared, k_map, v_map, [&](PrefillTile& tile) { return schedule.Next(tile); });
+    Produce(p, shared, k_map, v_map, [&](PrefillTile& tile) { return schedule.Next(tile); },
+            [] { WaitForPrevious(); });
   } else {
     BorrowRegisters<Shape>();
     TileConsumer<Shape, Shared, kTwoLevel> consumer{shared};

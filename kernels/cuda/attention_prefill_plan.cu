@@ -15,8 +15,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ int warp_sums[kWarps];
   const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int heads = p.num_heads / p.num_kv_heads;
-  WaitForPrevious();
-  AllowNext();
+  WaitForPrevious();  // and no AllowNext: the prefill kernel reads the plan before it waits
   const int64_t max_keys = int64_t{p.max_blocks} * p.block_size;
   const auto for_each_tile = [&](auto do_tile) {
     for (int seq = warp; seq < p.num_seqs; seq += kWarps) {

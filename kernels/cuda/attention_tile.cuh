@@ -32,18 +32,22 @@ struct TileShape {
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupSize;
   static constexpr bool kE4M3 = std::is_same_v<Element, E4M3>;
   static constexpr bool kWidens = sizeof(Cache) != sizeof(Element);
+  static constexpr bool kConverts = !std::is_same_v<Element, BF16>;  // queries, which are bf16
   // Queries and keys: panels of kPanelBytes of every row, one panel after the other.
   static constexpr int kRowBytes = kHeadDim * sizeof(Element);
   static constexpr int kPanelBytes = kRowBytes < 128 ? kRowBytes : 128;
   static constexpr int kPanels = kRowBytes / kPanelBytes;
   static constexpr int kSteps = kRowBytes / 32;  // of the first product
   static constexpr int kQueryBytes = kGroupRows * kRowBytes;
+  // Queries come while the last range's are in use: into a second operand's memory, or as they are.
+  static constexpr int kFetchBytes = kGroupRows * kHeadDim * 2;
   // Values: of a bf16 cache as keys; else head_dim rows of a block's 64 keys, block after block.
   static constexpr int kValueRowBytes = kBlockKeys * sizeof(Element);
   static constexpr int kSlotBytes = kTileKeys * kRowBytes;
   static constexpr int kBlockBytes = kBlockKeys * kHeadDim * sizeof(Cache);  // in the cache
   static constexpr int kWeightWords = kTileKeys * sizeof(Element) / 8;       // of a thread
-  static constexpr int kFixedBytes = kConsumers * (kQueryBytes + kGroupRows * 4) + 1024;
+  static constexpr int kFixedBytes =
+      kConsumers * (kQueryBytes + kFetchBytes + kGroupRows * 4) + 2048;
   static constexpr int kSlotsThatFit = (kMaxTileShared - kFixedBytes) / (kSlotBytes + 16);
   static constexpr int kSlots = kSlotsThatFit < 12 ? kSlotsThatFit : 12;
   static_assert(kSlots >= 4, "two tiles' keys and values");
@@ -61,6 +65,7 @@ struct ItemRing {
 template <typename Shape, typename Item>
 struct TileShared {
   alignas(1024) uint8_t queries[Shape::kConsumers][Shape::kQueryBytes];
+  alignas(1024) uint8_t fetched[Shape::kConsumers][Shape::kFetchBytes];
   alignas(1024) uint8_t slots[Shape::kSlots][Shape::kSlotBytes];
   float q_scale[Shape::kConsumers][kGroupRows];  // of e4m3 queries
   uint64_t full[Shape::kSlots], empty[Shape::kSlots];
@@ -286,26 +291,35 @@ struct WideningProducer {
 };
 
 // The producer warpgroup's part: the items that next(item) gives until it returns false, and their
-// keys.
-template <typename Shape, typename Item, typename Next>
+// keys. before_keys() returns once the cache may be read.
+template <typename Shape, typename Item, typename Next, typename Before>
 __device__ void Produce(const AttentionParams& p, TileShared<Shape, Item>& shared,
-                        const CUtensorMap& k_map, const CUtensorMap& v_map, Next next) {
+                        const CUtensorMap& k_map, const CUtensorMap& v_map, Next next,
+                        Before before_keys) {
   using Shared = TileShared<Shape, Item>;
   ItemRing<Item>& ring = shared.ring;
   RingPosition<ItemRing<Item>::kItems> at;
   const bool tells = threadIdx.x % kWarpgroupSize == 0;
+  const auto tell_next = [&](Item& item) {
+    const bool found = next(item);
+    if (tells) {
+      Wait(&ring.empty[at.slot], at.phase ^ 1);
+      ring.items[at.slot] = item;
+      ring.is_end[at.slot] = !found;
+      Arrive(&ring.full[at.slot]);
+    }
+    __syncwarp();
+    at.Advance();
+    return found;
+  };
   const auto produce = [&](auto producer) {
     Item item;
-    for (bool found = true; found; at.Advance()) {
-      found = next(item);
-      if (tells) {
-        Wait(&ring.empty[at.slot], at.phase ^ 1);
-        ring.items[at.slot] = item;
-        ring.is_end[at.slot] = !found;
-        Arrive(&ring.full[at.slot]);
-      }
-      __syncwarp();
-      if (found) producer.Produce(item.keys);
+    bool found = tell_next(item);
+    before_keys();
+    while (found) {
+      const KeyRange keys = item.keys;
+      found = tell_next(item);  // first: consumers want to know it before they take in these keys
+      producer.Produce(keys);
     }
   };
   if constexpr (Shape::kWidens) {
@@ -336,12 +350,21 @@ struct ItemReader {
 // Registers go from the producer warpgroup to the consumers, which hold scores, sums and weights.
 template <typename Shape>
 __device__ void LendRegisters() {
-  ShrinkRegisters<Shape::kWidens ? 56 : 40>();
+  ShrinkRegisters<Shape::kWidens ? 88 : 40>();
 }
 template <typename Shape>
 __device__ void BorrowRegisters() {
-  GrowRegisters<Shape::kWidens ? 224 : 232>();
+  GrowRegisters<Shape::kWidens ? 208 : 232>();
 }
+
+// Starts copying num_bytes to shared memory, and zeros up to 16 bytes.
+__device__ inline void StartCopy(void* to, const void* from, int num_bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
+               "r"(num_bytes)
+               : "memory");
+}
+// Until this thread's copies have landed.
+__device__ inline void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Four weights in e4m3, the first in the lowest byte.
 __device__ inline uint32_t PackE4M3(float a, float b, float c, float d) {
@@ -363,6 +386,9 @@ struct TileConsumer {
   using Element = typename Shape::Element;
   static constexpr int kHeadDim = Shape::kHeadDim;
   static constexpr int kScores = kTileKeys / 2, kOutputs = kHeadDim / 2;  // of a thread
+  // Queries move 16 bytes, 8 elements, at a time: a thread has a chunk of every kRowsAtOnce-th row.
+  static constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
+  static constexpr int kQueryChunks = kGroupRows / kRowsAtOnce;
   // Weights up to 2^kRaise: e4m3 has its full precision from 2^-6 on. MaxOf is lower by it.
   static constexpr float kRaise = Shape::kE4M3 ? 8 : 0;
 
@@ -371,6 +397,7 @@ struct TileConsumer {
   // Two warpgroups that attend to the same ranges issue their products one after the other, so that
   // one's exponentials meet the other's products.
   bool takes_turns = true;
+  bool in_fetched = false;  // the queries are in shared.fetched; never if they are converted
   int warpgroup = threadIdx.x / kWarpgroupSize;
   int lane = threadIdx.x % kWarpSize;
   float m[2], l[2];   // m of unscaled scores; l of this thread's columns
@@ -386,50 +413,49 @@ struct TileConsumer {
   }
   __device__ void SyncGroup() const { SyncThreads(kGroupBarrier + warpgroup, kWarpgroupSize); }
 
-  // This thread's share of the warpgroup's queries, on their way from global to shared memory.
-  struct Queries {
-    static constexpr int kRowChunks = kHeadDim / 8, kRowsAtOnce = kWarpgroupSize / kRowChunks;
-    static constexpr int kChunks = kGroupRows / kRowsAtOnce;
-    const uint4* from[kChunks];  // nullptr: zeros
-    uint4 chunks[kChunks];
-  };
-
-  // Finds the rows; query(row) is a row's address, nullptr for zeros.
+  // Starts copying the warpgroup's rows of the next range; query(row) is a row's address, nullptr for
+  // zeros. Every thread copies what it converts or fences itself.
   template <typename Query>
-  __device__ void Find(Queries& queries, Query query) const {
+  __device__ void StartFetch(const AttentionParams& p, Query query) {
     const int thread = threadIdx.x % kWarpgroupSize;
-    const int first = warpgroup * kGroupRows + thread / Queries::kRowChunks;
+    const int first = thread / kRowChunks, chunk = thread % kRowChunks;
+    uint8_t* const to = Shape::kConverts || !in_fetched ? shared.fetched[warpgroup]
+                                                        : shared.queries[warpgroup];
 #pragma unroll
-    for (int i = 0; i < Queries::kChunks; ++i) {
-      const BF16* row = query(first + i * Queries::kRowsAtOnce);
-      queries.from[i] = row == nullptr ? nullptr
-                                       : reinterpret_cast<const uint4*>(row) +
-                                             thread % Queries::kRowChunks;
-    }
-  }
-  __device__ void Fetch(Queries& queries) const {
-#pragma unroll
-    for (int i = 0; i < Queries::kChunks; ++i) {
-      queries.chunks[i] = queries.from[i] == nullptr ? uint4{0, 0, 0, 0} : __ldg(queries.from[i]);
+    for (int i = 0; i < kQueryChunks; ++i) {
+      const int row = first + i * kRowsAtOnce;
+      const BF16* from = query(warpgroup * kGroupRows + row);
+      uint8_t* const at_row =
+          to + (Shape::kConverts ? (i * kWarpgroupSize + thread) * 16 : Swizzled(row, chunk));
+      if (from != nullptr) {
+        StartCopy(at_row, from + chunk * 8, 16);
+      } else {
+        StartCopy(at_row, p.q, 0);
+      }
     }
   }
 
-  // Begins a range: its queries into shared memory.
-  __device__ void Store(const Queries& queries, float score_scale) {
+  // Begins the range whose rows were fetched last. No product may be running.
+  __device__ void FinishFetch(float score_scale) {
     const int thread = threadIdx.x % kWarpgroupSize;
-    const int first = thread / Queries::kRowChunks, chunk = thread % Queries::kRowChunks;
-    uint8_t* const to = shared.queries[warpgroup];
-    SyncGroup();  // the last range's products have read theirs
+    const int first = thread / kRowChunks, chunk = thread % kRowChunks;
+    WaitForCopies();
+    if constexpr (Shape::kConverts) {
+      SyncGroup();  // the last range's products have read their queries
 #pragma unroll
-    for (int i = 0; i < Queries::kChunks; ++i) {
-      const int row = first + i * Queries::kRowsAtOnce;
-      if constexpr (Shape::kE4M3) {
-        StoreQuantised(to, row, chunk, queries.chunks[i]);
-      } else {
-        *reinterpret_cast<uint4*>(to + chunk / 8 * (kGroupRows * 128) + row * 128 +
-                                  (chunk % 8 ^ row % 8) * 16) =
-            ConvertPairs<Element>(queries.chunks[i]);
+      for (int i = 0; i < kQueryChunks; ++i) {
+        const uint4 q = *reinterpret_cast<const uint4*>(shared.fetched[warpgroup] +
+                                                        (i * kWarpgroupSize + thread) * 16);
+        const int row = first + i * kRowsAtOnce;
+        if constexpr (Shape::kE4M3) {
+          StoreQuantised(row, chunk, q);
+        } else {
+          *reinterpret_cast<uint4*>(shared.queries[warpgroup] + Swizzled(row, chunk)) =
+              ConvertPairs<Element>(q);
+        }
       }
+    } else {
+      in_fetched = !in_fetched;
     }
     FenceAsyncProxy();
     SyncGroup();
@@ -539,6 +565,51 @@ struct TileConsumer {
   }
   __device__ float MaxOf(int h) const { return m[h] * scale[h] - kRaise; }
 
+  // Writes row Row(h) of o times `factor` to `to` in bf16; `writes` is the same in the row's lanes. They
+  // exchange their columns to write 16 bytes each.
+  __device__ void WriteBF16(int h, float factor, BF16* to, bool writes) const {
+    const bool odd = lane & 1, high = lane & 2;
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; j += 4) {
+      uint32_t words[4];  // columns 8 (j + i) + 2 (lane % 4)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* sums = o + 4 * (j + i) + 2 * h;
+        words[i] = PackPair<BF16>(sums[0] * factor, sums[1] * factor);
+      }
+      uint32_t pairs[2][2];  // of lanes l & ~1, l | 1: columns 8 (j + odd), 8 (j + 2 + odd)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t mine = odd ? words[2 * i + 1] : words[2 * i];
+        const uint32_t other =
+            __shfl_xor_sync(kFullWarp, odd ? words[2 * i] : words[2 * i + 1], 1);
+        pairs[i][0] = odd ? other : mine;
+        pairs[i][1] = odd ? mine : other;
+      }
+      const uint32_t x = __shfl_xor_sync(kFullWarp, high ? pairs[0][0] : pairs[1][0], 2);
+      const uint32_t y = __shfl_xor_sync(kFullWarp, high ? pairs[0][1] : pairs[1][1], 2);
+      const uint4 chunk = high ? uint4{x, y, pairs[1][0], pairs[1][1]}
+                               : uint4{pairs[0][0], pairs[0][1], x, y};
+      if (writes) *reinterpret_cast<uint4*>(to + 8 * (j + lane % 4)) = chunk;
+    }
+  }
+  // The same in f32, as it is, for other thread blocks.
+  __device__ void WriteFloats(int h, float* to, bool writes) const {
+    const bool odd = lane & 1;
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 8; j += 2) {
+      const float* even_sums = o + 4 * j + 2 * h;  // columns 8 j + 2 (lane % 4)
+      const float* odd_sums = even_sums + 4;       // 8 further
+      const float x = __shfl_xor_sync(kFullWarp, odd ? even_sums[0] : odd_sums[0], 1);
+      const float y = __shfl_xor_sync(kFullWarp, odd ? even_sums[1] : odd_sums[1], 1);
+      const float4 chunk = odd ? make_float4(x, y, odd_sums[0], odd_sums[1])
+                               : make_float4(even_sums[0], even_sums[1], x, y);
+      if (writes) {
+        __stcg(reinterpret_cast<float4*>(to + 8 * (j + odd) + lane % 4 / 2 * 4), chunk);
+      }
+    }
+  }
+
  private:
   __device__ void TakeTurn() const {
     if (takes_turns) SyncThreads(kTurnBarrier + warpgroup, 2 * kWarpgroupSize);
@@ -550,8 +621,14 @@ struct TileConsumer {
     if (lane == 0) Arrive(&shared.empty[slot]);
   }
 
+  // Where a chunk of 16-bit queries lies.
+  __device__ static int Swizzled(int row, int chunk) {
+    return chunk / 8 * (kGroupRows * 128) + row * 128 + (chunk % 8 ^ row % 8) * 16;
+  }
+
   // A row's 8 elements to e4m3 with the row's scale; the row's chunks are neighbouring lanes'.
-  __device__ void StoreQuantised(uint8_t* to, int row, int chunk, uint4 q) const {
+  __device__ void StoreQuantised(int row, int chunk, uint4 q) const {
+    uint8_t* const to = shared.queries[warpgroup];
     const uint32_t words[] = {q.x, q.y, q.z, q.w};
     float x[8], amax = 0;
 #pragma unroll
@@ -563,7 +640,7 @@ struct TileConsumer {
     for (int i = kHeadDim / 16; i > 0; i /= 2) {
       amax = fmaxf(amax, __shfl_xor_sync(kFullWarp, amax, i));
     }
-    const float factor = amax > 0 ? kMaxE4M3 / amax : 0;
+    const float factor = amax > 0 ? __fdividef(kMaxE4M3, amax) : 0;
     const uint2 codes = {PackE4M3(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor),
                          PackE4M3(x[4] * factor, x[5] * factor, x[6] * factor, x[7] * factor)};
     constexpr int kRowBytes = Shape::kRowBytes, kSwizzles = kRowBytes / 16;
@@ -571,7 +648,7 @@ struct TileConsumer {
     *reinterpret_cast<uint2*>(to + row * kRowBytes + (chunk / 2 ^ swizzle) * 16 + chunk % 2 * 8) =
         codes;
     // 1 for zeros: a masked score, -inf, times 0 were no number.
-    if (chunk == 0) shared.q_scale[warpgroup][row] = amax > 0 ? amax / kMaxE4M3 : 1;
+    if (chunk == 0) shared.q_scale[warpgroup][row] = amax > 0 ? amax * (1 / kMaxE4M3) : 1;
   }
 
   // s = q k^T of the slot.
@@ -579,7 +656,8 @@ struct TileConsumer {
     constexpr int kPanelSteps = Shape::kPanelBytes / 32;
     constexpr int kQueryPanel = kGroupRows * Shape::kPanelBytes / 16;
     constexpr int kKeyPanel = kTileKeys * Shape::kPanelBytes / 16;
-    const uint64_t q = RowsDescriptor<Shape::kPanelBytes>(shared.queries[warpgroup]);
+    const uint64_t q = RowsDescriptor<Shape::kPanelBytes>(
+        !Shape::kConverts && in_fetched ? shared.fetched[warpgroup] : shared.queries[warpgroup]);
     const uint64_t k = RowsDescriptor<Shape::kPanelBytes>(shared.slots[at.slot]);
 #pragma unroll
     for (int i = 0; i < Shape::kSteps; ++i) {

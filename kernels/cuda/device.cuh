@@ -90,8 +90,10 @@ constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
 // Programmatic dependent launch. A kernel started by Launch may begin while the one before it on
 // the stream still runs, so every thread block calls WaitForPrevious before it touches memory that
-// any other kernel writes or reads; weights may be read before. AllowNext lets the next kernel
-// begin once all thread blocks have called it or ended.
+// any other kernel writes or reads, and before it ends; weights may be read before. AllowNext lets
+// the next kernel begin once all thread blocks have called it or ended. It comes first: the next
+// product then asks for its weights while the last one and the kernel between them still run
+// (7B models in FP8, batch 1: 5 % of a step).
 __device__ inline void WaitForPrevious() { cudaGridDependencySynchronize(); }
 __device__ inline void AllowNext() { cudaTriggerProgrammaticLaunchCompletion(); }
 

@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 
 template <typename T, typename Table>
 __global__ void EmbeddingKernel(EmbeddingParams p) {
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int64_t t = blockIdx.x;
   int64_t id = p.ids[t];
   if (id < 0) id = p.sampled[-1 - id];
@@ -28,8 +28,8 @@ constexpr int kFewRows = 264;  // 2 for each SM of an H200
 template <typename T, typename Out, int kVecs>
 __global__ void __launch_bounds__(kMaxSiluThreads) SiluMulKernel(SiluMulParams p) {
   constexpr bool kQuantize = sizeof(Out) == 1;
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int64_t r = blockIdx.x;
   const int num_rows = p.num_rows == nullptr ? p.num_tokens : *p.num_rows;
   // Few thread blocks do not wait for the count: the row is there to be read, if it counts or not.
@@ -78,8 +78,8 @@ constexpr int kMaxQuantizeThreads = 512;
 // The row waits in its own dtype: half the registers of f32, more thread blocks an SM.
 template <typename T, int kVecs>
 __global__ void __launch_bounds__(kMaxQuantizeThreads) QuantizeKernel(QuantizeParams p) {
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int64_t r = blockIdx.x;
   const T* x = static_cast<const T*>(p.x) + r * p.size;
   E4M3* out = static_cast<E4M3*>(p.out) + r * p.size;
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kMaxQuantizeThreads) QuantizeKernel(QuantizePa
 // Unit is the widest type that divides a block's bytes. Grid: (copy, cache, part of the block).
 template <typename Unit>
 __global__ void CopyBlocksKernel(CopyBlocksParams p) {
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   Unit* cache = static_cast<Unit*>(blockIdx.y == 0 ? p.k_cache : p.v_cache);
   const int64_t num_units = p.block_bytes / sizeof(Unit);
   const Unit* src = cache + p.src[blockIdx.x] * num_units;

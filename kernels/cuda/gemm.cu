@@ -7,8 +7,36 @@
 
 namespace bough::cuda {
 
-// From bench-kernels-gemm --sweep on an H200.
-GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms) {
+namespace {
+
+// At most 128 rows, one expert: the weights are read once, and what counts is that no SM is left
+// with more of them than others. Splitting over k costs about 3 us, which short rows do not win back.
+GemmConfig PickNarrowDense(int rows, int n, int64_t row_bytes, int num_sms) {
+  const int num_tiles = CeilDiv(n, 128);  // of 128 outputs
+  const bool long_rows = row_bytes > 8192;
+  const bool small = row_bytes <= 4096 && 2 * num_tiles <= num_sms;
+  if (rows <= 32) {
+    // An SM streams 128 outputs faster than 64, if there is something for all of them.
+    const bool fills_a_round = 3 * num_tiles > 2 * num_sms && num_tiles <= num_sms;
+    if (fills_a_round) return {.tile_n = 128, .tile_m = 32, .split_k = false};
+    if (rows > 16 || (long_rows && 3 * num_tiles < num_sms)) return {.tile_n = 128, .tile_m = 32};
+    return {.tile_n = 64, .tile_m = rows <= 8 ? 8 : 16, .split_k = row_bytes > 4096};
+  }
+  if (rows <= 64) {
+    if (small) return {.tile_n = 128, .tile_m = 32, .split_k = false};
+    return {.tile_n = 128, .tile_m = 64};
+  }
+  if (small) return {.tile_n = 128, .tile_m = 64, .split_k = false};
+  return {.tile_n = 128, .tile_m = 128, .cluster = 2};
+}
+
+}  // namespace
+
+// From bench-kernels-gemm --sweep, with and without --dense, on an H200.
+GemmConfig PickConfig(int num_rows, int num_experts, int n, int64_t row_bytes, int num_sms) {
+  if (num_experts == 1 && num_rows <= 128) {
+    return PickNarrowDense(num_rows, n, row_bytes, num_sms);
+  }
   // Rows of one expert when tokens choose evenly, and three standard deviations more.
   const double mean = static_cast<double>(num_rows) / num_experts;
   const double rows =
@@ -49,7 +77,7 @@ void GroupedGemm(const GroupedGemmParams& p, Stream stream) {
   CHECK_EQ(p.dtype == DType::kF8E4M3, p.x_scale != nullptr) << "f8_e4m3 has scales, others none";
   CHECK_EQ(p.x_scale != nullptr, p.w_scale != nullptr) << "both sides have scales, or none";
   if (!FitsTiles(p)) return SimpleGemm(p, stream);
-  TiledGemm(p, PickConfig(p.num_rows, p.num_experts, p.n, NumSms()), stream);
+  TiledGemm(p, PickConfig(p.num_rows, p.num_experts, p.n, p.k * SizeOf(p.dtype), NumSms()), stream);
 }
 
 // A single expert with all rows.

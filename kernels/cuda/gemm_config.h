@@ -18,8 +18,8 @@ struct GemmConfig {
 inline constexpr GemmConfig kGemmTiles[] = {{64, 8},       {64, 16},      {128, 32}, {128, 64},
                                             {128, 128, 2}, {128, 256, 2}, {256, 128}};
 
-// num_rows: of all experts together, an upper bound.
-GemmConfig PickConfig(int num_rows, int num_experts, int n, int num_sms);
+// num_rows: of all experts together, an upper bound. row_bytes: of a row of x or w.
+GemmConfig PickConfig(int num_rows, int num_experts, int n, int64_t row_bytes, int num_sms);
 
 // y by the config's tile; p.expert_offsets nullptr: one expert has all rows.
 // REQUIRES: dtypes, shapes and addresses that FitsTiles.

@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kFewThreads) RouteFewKernel(MoeRouteParams p) 
   __shared__ int32_t rows_of_token[kMaxTopK];
   const int warp = threadIdx.x / kWarpSize, num_warps = blockDim.x / kWarpSize;
   const bool is_first_lane = threadIdx.x % kWarpSize == 0;
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int t = blockIdx.x, num_pairs = p.num_tokens * p.top_k;
   const int64_t num_units = p.row_bytes / sizeof(Unit);
   const Unit* x = static_cast<const Unit*>(p.x) + t * num_units;
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kManyThreads)
   for (int i = threadIdx.x; i < num_local * kWarpSize; i += blockDim.x) {
     counters[0][i / kWarpSize][i % kWarpSize] = counters[1][i / kWarpSize][i % kWarpSize] = 0;
   }
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   __syncthreads();
 
 #pragma unroll 8
@@ -176,8 +176,8 @@ __global__ void __launch_bounds__(kManyThreads)
 
 template <typename T>
 __global__ void MoeCombineKernel(MoeCombineParams p) {
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int64_t t = blockIdx.x;
   T* out = static_cast<T*>(p.out) + t * p.hidden_size;
   for (int i = threadIdx.x * kVec; i < p.hidden_size; i += blockDim.x * kVec) {

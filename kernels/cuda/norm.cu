@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(kMaxThreads, BlocksPerSm(!std::is_void_v<Gate>
       }
     }
   }
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
 
   for (int64_t first_token = int64_t{blockIdx.x} * kBatch; first_token < n.num_tokens;
        first_token += int64_t{gridDim.x} * kBatch) {

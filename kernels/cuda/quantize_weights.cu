@@ -12,8 +12,8 @@ __device__ float Step(int j) { return 1 + static_cast<float>(j) / kNumScaleSteps
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) QuantizeWeightsKernel(QuantizeParams p) {
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const T* row = static_cast<const T*>(p.x) + int64_t{blockIdx.x} * p.size;
   E4M3* out = static_cast<E4M3*>(p.out) + int64_t{blockIdx.x} * p.size;
 

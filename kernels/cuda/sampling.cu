@@ -348,8 +348,8 @@ __device__ void WriteLogprobs(const SampleParams& p, int r, int32_t token) {
 
 __global__ void __launch_bounds__(kThreads) SampleKernel(SampleParams p) {
   extern __shared__ float logits[];  // [vocab_size]
-  WaitForPrevious();
   AllowNext();
+  WaitForPrevious();
   const int r = blockIdx.x;
   const SamplingRow row = p.rows[r];
   const int32_t token = ChooseToken(p, row, logits);

@@ -15,8 +15,9 @@ namespace {
 // bf16 answers below 4. Weights and e4m3 K and V are multiplied in f16, bf16 K and V in bf16, whose
 // roundings of 2^-9 a weighted mean of |v| <= 2 takes over, times a v_scale of up to 2.
 constexpr Tolerance kTolerance = {.abs = 1.6e-2, .rel = 1.0 / 128};
-// e4m3 q and weights keep four bits; relative RMS of a whole answer.
-constexpr double kFp8ProductsError = 4e-2;
+// e4m3 q and weights keep four bits; relative RMS of a whole answer. Of normal q it is below 4e-2
+// (bench-kernels-attention); here fewer keys weigh more.
+constexpr double kFp8ProductsError = 6e-2;
 
 AttentionShape RandomShape(Random& random) {
   constexpr std::pair<int, int> kHeads[] = {{4, 4}, {8, 2}, {8, 1}, {6, 2}, {16, 4}};

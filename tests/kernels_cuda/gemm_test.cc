@@ -310,13 +310,13 @@ TEST(GemmDeathTest, RefusesDTypesByName) {
 
 // H200 has 132 SMs.
 TEST(PickConfig, GivesDecodeTilesAsNarrowAsItsTokens) {
-  const auto dense = [](int m) { return cuda::PickConfig(m, 1, 6144, 132); };
-  EXPECT_EQ(dense(1), (GemmConfig{64, 8}));
-  EXPECT_EQ(dense(8), (GemmConfig{64, 8}));
-  EXPECT_EQ(dense(9), (GemmConfig{64, 16}));
+  const auto dense = [](int m) { return cuda::PickConfig(m, 1, 28672, 4096, 132); };
+  EXPECT_EQ(dense(1), (GemmConfig{64, 8, 1, false}));
+  EXPECT_EQ(dense(8), (GemmConfig{64, 8, 1, false}));
+  EXPECT_EQ(dense(9), (GemmConfig{64, 16, 1, false}));
   EXPECT_EQ(dense(64), (GemmConfig{128, 64}));
   const auto grouped = [](int num_tokens) {
-    return cuda::PickConfig(2 * num_tokens, 8, 28672, 132);
+    return cuda::PickConfig(2 * num_tokens, 8, 28672, 4096, 132);
   };
   EXPECT_EQ(grouped(1), (GemmConfig{64, 8}));
   EXPECT_EQ(grouped(64), (GemmConfig{128, 32}));  // 16 rows an expert, at times more
@@ -324,16 +324,27 @@ TEST(PickConfig, GivesDecodeTilesAsNarrowAsItsTokens) {
   EXPECT_EQ(dense(8192), (GemmConfig{256, 128}));
 }
 
+TEST(PickConfig, SplitsNarrowProductsOnlyWhereRowsAreLong) {
+  const auto dense = [](int m, int n, int64_t row_bytes) {
+    return cuda::PickConfig(m, 1, n, row_bytes, 132);
+  };
+  EXPECT_EQ(dense(1, 4096, 14336), (GemmConfig{128, 32}));
+  EXPECT_EQ(dense(1, 12288, 4096), (GemmConfig{128, 32, 1, false}));  // 96 tiles
+  EXPECT_EQ(dense(64, 4096, 4096), (GemmConfig{128, 32, 1, false}));  // twice 32
+  EXPECT_EQ(dense(128, 4096, 4096), (GemmConfig{128, 64, 1, false}));
+}
+
 TEST(PickConfig, TakesSmallTilesWhenLargeOnesLeaveSmsIdle) {
-  EXPECT_EQ(cuda::PickConfig(1024, 1, 4096, 132), (GemmConfig{256, 128}));    // 128 tiles
-  EXPECT_EQ(cuda::PickConfig(512, 1, 4096, 132), (GemmConfig{128, 128, 2}));  // 64, or 128
+  EXPECT_EQ(cuda::PickConfig(1024, 1, 4096, 4096, 132), (GemmConfig{256, 128}));    // 128 tiles
+  EXPECT_EQ(cuda::PickConfig(512, 1, 4096, 4096, 132), (GemmConfig{128, 128, 2}));  // 64, or 128
 }
 
 TEST(PickConfig, TakesOnlyTilesThatAreCompiled) {
   for (int rows = 1; rows < 40000; rows += 1 + rows / 3) {
     for (int experts : {1, 2, 8, 64}) {
       for (int n : {8, 4096, 28672}) {
-        const GemmConfig config = cuda::PickConfig(rows, experts, n, 132);
+        GemmConfig config = cuda::PickConfig(rows, experts, n, 4096, 132);
+        config.split_k = true;
         EXPECT_EQ(std::count(std::begin(cuda::kGemmTiles), std::end(cuda::kGemmTiles), config), 1);
       }
     }

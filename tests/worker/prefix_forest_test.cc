@@ -183,6 +183,16 @@ TEST(PrefixForest, WhatDoesNotPayIsPushedDown) {
   EXPECT_THAT(NodesOf(BuildPrefixForest(RowsOf(tables), dear)), IsEmpty());
 }
 
+TEST(PrefixForest, AForestThatSavesNoMoreThanItCostsIsNone) {
+  const std::vector<Table> tables = {{1, 2, 3, 10}, {1, 2, 3, 11}, {1, 2, 3, 12}};
+  ForestCosts costs = {.part = 0.5, .node = 0.5, .forest = 3.9};  // six blocks less two
+  EXPECT_EQ(BuildPrefixForest(RowsOf(tables), costs).nodes.size(), 1u);
+  costs.forest = 4;
+  const PrefixForest none = BuildPrefixForest(RowsOf(tables), costs);
+  EXPECT_THAT(none.nodes, IsEmpty());
+  EXPECT_EQ(none.num_blocks_read, 12);
+}
+
 TEST(PrefixForest, TheBlockOfTheNewestTokenIsNeverShared) {
   const Table table = {1, 2, 3};
   const std::vector<DecodeRow> rows(2, {table, 3 * kBlockSize});

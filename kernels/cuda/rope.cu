@@ -54,7 +54,16 @@ struct Span {
   }
 };
 
-template <typename T, typename KV, int kWidth>
+// Dims [i, i + kWidth) of a token's value, which lie a block's rows apart.
+template <int kWidth>
+__device__ void ScatterValues(const Span<kWidth>& x, int block_size, uint8_t* out) {
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) out[j * block_size] = E4M3(x.v[j]).__x;
+}
+
+// kIsPrompt: most tokens' values are in runs, and the others' go with their heads, since in the loop
+// below ValueBytes would cost all tokens more than it saves a few. Of an e4m3 cache only.
+template <typename T, typename KV, int kWidth, bool kIsPrompt>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
     RopeAppendKernel(RopeAppendParams p, ValueBlocks value_blocks) {
   constexpr bool kE4M3 = sizeof(KV) == 1;
@@ -79,11 +88,10 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
   const int num_rotated = p.num_heads + p.num_kv_heads;
   const int num_heads = num_rotated + p.num_kv_heads;  // of q, k and v
   const int spans_per_half = half / kWidth;
-  const int num_spans = (kE4M3 ? num_rotated : num_heads) * spans_per_half;
+  const int num_spans = (kE4M3 && !kIsPrompt ? num_rotated : num_heads) * spans_per_half;
   int buffer = 0;  // two, so that one barrier a token is enough
   const int num_blocks = gridDim.x - value_blocks.num_blocks;
-  const bool takes_values = kE4M3 && p.num_tokens > kFewTokens;
-  const bool is_prompt = p.num_tokens > kPromptTokens;
+  const bool takes_values = kE4M3 && !kIsPrompt && p.num_tokens > kFewTokens;
   for (int64_t t = blockIdx.x - value_blocks.num_blocks; t < p.num_tokens;
        t += num_blocks, buffer ^= 1) {
     T* row = static_cast<T*>(p.qkv) + t * num_heads * p.head_dim;
@@ -96,16 +104,14 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
       b = Span<kWidth>::Load(elements(threadIdx.x) + half);
     }
     ValueBytes<T> values(p, t, 0, p.num_kv_heads * p.head_dim);
-    if (takes_values && !is_prompt) values.Load();
+    if (takes_values) values.Load();
     float2* rotation = shared + buffer * half;  // [half] cosine, sine
     const int position = p.positions[t], slot = p.slot_mapping[t];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
       sincosf(static_cast<float>(position) * inv_freq[i], &rotation[i].y, &rotation[i].x);
     }
-    if (takes_values && !IsInRun(p, t) && slot >= 0) {
-      if (is_prompt) values.Load();
-      values.Store(slot);
-    }
+    const bool in_run = kE4M3 && (kIsPrompt || takes_values) && IsInRun(p, t);
+    if (takes_values && !in_run && slot >= 0) values.Store(slot);
     __syncthreads();
 
     for (int u = threadIdx.x; u < num_spans; u += blockDim.x) {
@@ -128,11 +134,19 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
       if (head < p.num_heads || slot < 0) continue;
 
       const bool is_k = head < num_rotated;
+      if (kIsPrompt && !is_k && in_run) continue;
       const int64_t kv_head = head - (is_k ? p.num_heads : num_rotated);
       const float* scale = is_k ? p.k_scale : p.v_scale;
       if (scale != nullptr) {
         a = a.Divided(scale[kv_head]);
         b = b.Divided(scale[kv_head]);
+      }
+      if (kIsPrompt && !is_k) {
+        const int dim = static_cast<int>(kv_head) * p.head_dim + i;
+        uint8_t* const out = ValueRow(p, slot, dim) + ValueColumn(slot % p.block_size);
+        ScatterValues(a, p.block_size, out);
+        ScatterValues(b, p.block_size, out + half * p.block_size);
+        continue;
       }
       const int64_t block = slot / p.block_size, block_row = slot % p.block_size;
       KV* cache = static_cast<KV*>(is_k ? p.k_cache : p.v_cache) + i +
@@ -143,7 +157,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
   }
 }
 
-template <typename T, typename KV>
+template <typename T, typename KV, bool kIsPrompt>
 void LaunchRope(const RopeAppendParams& p, Stream stream) {
   const bool wide = p.head_dim % (2 * kVec) == 0;
   const int num_spans = (p.num_heads + 2 * p.num_kv_heads) * (p.head_dim / 2) / (wide ? kVec : 1);
@@ -151,7 +165,7 @@ void LaunchRope(const RopeAppendParams& p, Stream stream) {
   const size_t shared_bytes = p.head_dim / 2 * (2 * sizeof(float2) + sizeof(float));
   ValueBlocks value_blocks;
   if (sizeof(KV) == 1) value_blocks = DivideValues(p, num_threads);
-  Launch(wide ? RopeAppendKernel<T, KV, kVec> : RopeAppendKernel<T, KV, 1>,
+  Launch(wide ? RopeAppendKernel<T, KV, kVec, kIsPrompt> : RopeAppendKernel<T, KV, 1, kIsPrompt>,
          value_blocks.num_blocks + std::min(p.num_tokens, kMaxBlocks), num_threads, shared_bytes,
          stream, p, value_blocks);
 }
@@ -164,9 +178,11 @@ void RopeAppend(const RopeAppendParams& p, Stream stream) {
   DispatchDType(p.dtype, "qkv", [&]<typename T>() {
     if (p.kv_dtype == DType::kF8E4M3) {
       CHECK_EQ(p.block_size % kRun, 0) << "an e4m3 cache's blocks are of a multiple of 16 keys";
-      return LaunchRope<T, E4M3>(p, stream);
+      return p.num_tokens > kPromptTokens ? LaunchRope<T, E4M3, true>(p, stream)
+                                          : LaunchRope<T, E4M3, false>(p, stream);
     }
-    DispatchDType(p.kv_dtype, "the cache", [&]<typename KV>() { LaunchRope<T, KV>(p, stream); });
+    DispatchDType(p.kv_dtype, "the cache",
+                  [&]<typename KV>() { LaunchRope<T, KV, false>(p, stream); });
   });
 }
 

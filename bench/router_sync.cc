@@ -277,7 +277,7 @@ SyncTimes WaitForSync(Replica* replica, int num_groups, const std::vector<BlockH
 }
 
 int Run(int argc, char** argv) {
-  InitLog("warning", {});
+  InitLog("warning", {{"role", "bench"}});
   const int num_groups = absl::GetFlag(FLAGS_groups);
   const int64_t num_blocks = absl::GetFlag(FLAGS_blocks);
   std::vector<std::unique_ptr<Group>> groups;
@@ -332,8 +332,12 @@ int Run(int argc, char** argv) {
     for (int i = 0; i < 1000 && !replica.Inspect(agrees); ++i) {
       absl::SleepFor(absl::Milliseconds(1));
     }
-    CHECK(replica.Inspect(agrees)) << "group " << g << " and its router differ";
     const auto& stats = replica.Inspect([g](const auto& t) { return t.cache(g).stats(); });
+    CHECK(replica.Inspect(agrees))
+        << "group " << g << " and its router differ: gaps " << stats.gaps << ", digests "
+        << stats.digest_mismatches << ", timeouts " << stats.timeouts << ", refused "
+        << replica.Inspect([](const auto& t) { return t.index().num_refused(); }) << ", lag "
+        << replica.Inspect([g](const auto& t) { return t.cache(g).lag(); });
     CHECK_EQ(stats.digest_mismatches + stats.gaps, 0) << "group " << g;
     CHECK_EQ(stats.resumes, 1) << "group " << g;
   }

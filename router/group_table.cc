@@ -27,6 +27,16 @@ void GroupTable::Send(int group, CacheFollower::Command command) {
   if (command) commands_.emplace_back(group, *std::move(command));
 }
 
+// Bucket contents come region by region of the index, which must not be full there while the rest is
+// empty.
+void GroupTable::ReserveIndex() {
+  size_t num_blocks = 0;
+  for (const CacheFollower& cache : caches_) {
+    num_blocks += std::max<int64_t>(cache.expected_blocks(), index_.num_blocks(cache.group()));
+  }
+  index_.Reserve(num_blocks);
+}
+
 bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
   GroupState& g = groups_[group];
   g.last_heard = now;

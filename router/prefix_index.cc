@@ -67,11 +67,11 @@ void PrefixIndex::Add(int group, std::span<const BlockHash> hashes) {
     const BlockHash& hash = hashes[i];
     const int region = RegionOf(HashPosition(hash));
     if (IsStale(group, region)) SweepRegion(region);
-    const uint64_t mask = table_.Find(hash);
-    if (mask & bit) continue;
+    const BlockTable::Entry entry = table_.Find(hash);
+    if (entry.mask & bit) continue;
     Count(group, hash);
-    if (mask != 0) {
-      table_.Set(hash, mask | bit);
+    if (entry.mask != 0) {
+      table_.Set(hash, entry, entry.mask | bit);
     } else if (!table_.Insert(hash, bit, drop)) {
       Discount(group, hash);
       Refuse(group);
@@ -85,9 +85,9 @@ void PrefixIndex::Remove(int group, std::span<const BlockHash> hashes) {
   for (size_t i = 0; i < hashes.size(); ++i) {
     if (i + kPrefetchAhead < hashes.size()) table_.PrefetchForWrite(hashes[i + kPrefetchAhead]);
     const BlockHash& hash = hashes[i];
-    const uint64_t mask = table_.Find(hash);
-    if (!(mask & bit) || IsStale(group, RegionOf(HashPosition(hash)))) continue;
-    table_.Set(hash, mask & ~bit);
+    const BlockTable::Entry entry = table_.Find(hash);
+    if (!(entry.mask & bit) || IsStale(group, RegionOf(HashPosition(hash)))) continue;
+    table_.Set(hash, entry, entry.mask & ~bit);
     Discount(group, hash);
   }
   if (regions_left_ > 0) Sweep();
@@ -155,18 +155,18 @@ void PrefixIndex::ForEachInBucket(int group, int bucket,
 GroupDepths PrefixIndex::Match(std::span<const BlockHash> chain) const {
   const uint64_t pending = pending_.load(std::memory_order_acquire);
   BlockTable::View view = table_.Look();
-  std::array<BlockTable::Probe, kMaxLooks> probes;
+  std::array<uint64_t, kMaxLooks> positions;
   return SearchChain(
       static_cast<int>(chain.size()), [&](std::span<const int> blocks, uint64_t* masks) {
         for (size_t i = 0; i < blocks.size(); ++i) {
-          probes[i] = BlockTable::Start(view, chain[blocks[i]]);
+          positions[i] = BlockTable::Prefetch(view, chain[blocks[i]]);
         }
         for (size_t i = 0; i < blocks.size(); ++i) {
           uint32_t swept_at = 0;
           if (pending != 0) {
-            swept_at = swept_at_[RegionOf(probes[i].position)].load(std::memory_order_acquire);
+            swept_at = swept_at_[RegionOf(positions[i])].load(std::memory_order_acquire);
           }
-          masks[i] = table_.Read(&view, probes[i], chain[blocks[i]]);
+          masks[i] = table_.Read(&view, chain[blocks[i]], positions[i]);
           if (masks[i] & pending) masks[i] &= ~StaleGroups(masks[i] & pending, swept_at);
         }
       });

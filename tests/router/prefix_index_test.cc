@@ -91,7 +91,7 @@ TEST(PrefixIndex, MatchesAndDigestsAreThoseOfTheSetsUnderAnyTrace) {
   }
   PrefixIndex index;
   std::vector<Sets> held(kGroups);
-  for (int step = 0; step < 30000; ++step) {
+  for (int step = 0; step < 10000; ++step) {
     const int group = random() % kGroups;
     const auto& chain = chains[random() % chains.size()];
     if (random() % 500 == 0) {

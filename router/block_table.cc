@@ -42,6 +42,9 @@ constexpr double kSmallGrowth = 2;
 constexpr uint64_t kMovesPerInsert = 3;
 constexpr uint64_t kMovesAtOnce = 128;
 
+// Between the load of a bucket into cache and its use, where buckets are visited in order.
+constexpr int kBucketsAhead = 8;
+
 constexpr uint64_t kVersionMask = 0xffffffff;
 
 uint64_t Version(uint64_t meta) { return meta & kVersionMask; }
@@ -166,10 +169,13 @@ BlockTable::~BlockTable() {
 
 void BlockTable::PrefetchForWrite(const BlockHash& hash) const {
   const uint64_t position = HashPosition(hash);
-  const Bucket* home = Home(view_.Of(position), position);
-  __builtin_prefetch(&home->meta, 1);
-  __builtin_prefetch(&home->mask, 1);
-  __builtin_prefetch(&home->hi, 1);
+  PrefetchToWrite(Home(view_.Of(position), position));
+}
+
+void BlockTable::PrefetchToWrite(const Bucket* bucket) {
+  __builtin_prefetch(&bucket->meta, 1);
+  __builtin_prefetch(&bucket->mask, 1);
+  __builtin_prefetch(&bucket->hi, 1);
 }
 
 BlockTable::Entry BlockTable::FindIn(const Buckets& buckets, const BlockHash& hash) {
@@ -227,14 +233,11 @@ void BlockTable::EraseIn(const Buckets& buckets, const Entry& entry, uint64_t po
 // `visit(buckets, entry, hash)` may erase the entry.
 template <typename Visit>
 void BlockTable::Walk(const Buckets& buckets, Range range, Visit visit) {
-  constexpr int kAhead = 8;
   Bucket* const end = Home(buckets, range.last) + kReach;
   Entry entry;
   for (Bucket* b = Home(buckets, range.first); b < end; ++b) {
     entry.bucket = b;
-    __builtin_prefetch(&b[kAhead].meta);
-    __builtin_prefetch(&b[kAhead].mask);
-    __builtin_prefetch(&b[kAhead].hi);
+    PrefetchToWrite(b + kBucketsAhead);
     for (int i = 0; i < kBucketSlots; ++i) {
       entry.i = i;
       entry.mask = b->mask[i].load(std::memory_order_relaxed);
@@ -268,9 +271,8 @@ bool BlockTable::Insert(const BlockHash& hash, uint64_t mask, Dropped dropped) {
   if (growing()) {
     debt_ += kMovesPerInsert;
     if (debt_ >= kMovesAtOnce) Grow(std::exchange(debt_, 0), dropped);
-  } else if (static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
-    const double factor = view_.above.count < kSmallBuckets ? kSmallGrowth : kGrowth;
-    StartGrowth(static_cast<uint64_t>(factor * view_.above.count));
+  } else {
+    StartGrowthIfDue();
   }
   return true;
 }
@@ -313,14 +315,21 @@ uint64_t BlockTable::CountFor(size_t num_blocks) const {
 }
 
 void BlockTable::Reserve(size_t num_blocks) {
-  const uint64_t count = std::min(CountFor(num_blocks), max_count_);
-  if (growing() || count <= view_.above.count) return;
-  StartGrowth(count);
+  reserved_count_ = std::max(reserved_count_, CountFor(num_blocks));
+  if (!growing()) StartGrowthIfDue();
+}
+
+void BlockTable::StartGrowthIfDue() {
+  uint64_t count = reserved_count_;
+  if (static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
+    const double factor = view_.above.count < kSmallBuckets ? kSmallGrowth : kGrowth;
+    count = std::max(count, static_cast<uint64_t>(factor * view_.above.count));
+  }
+  count = std::min(count, max_count_);
+  if (count > view_.above.count) StartGrowth(count);
 }
 
 void BlockTable::StartGrowth(uint64_t count) {
-  count = std::min(count, max_count_);
-  if (count <= view_.above.count) return;
   Bucket* const to = view_.above.first == ranges_[0] ? ranges_[1] : ranges_[0];
   const size_t bytes = (count + kReach) * sizeof(Bucket);
   // A hint: without huge pages it is slower, no more. A small table would waste most of one.
@@ -337,6 +346,8 @@ void BlockTable::Grow(uint64_t num_buckets, Dropped dropped) {
   const uint64_t first = FirstPosition(next_, old.count);
   const uint64_t last = end == old.count ? ~uint64_t{0} : FirstPosition(end, old.count) - 1;
   Walk(old, {first, last}, [&](const Buckets&, const Entry& entry, const BlockHash& hash) {
+    // The new homes come one after the other, as the old ones do.
+    PrefetchToWrite(Home(view_.below, HashPosition(hash)) + kBucketsAhead);
     if (InsertIn(view_.below, hash, entry.mask)) return;
     --size_;
     dropped(hash, entry.mask);

@@ -137,6 +137,7 @@ class BlockTable {
   };
 
   static Bucket* Home(const Buckets& buckets, uint64_t position);
+  static void PrefetchToWrite(const Bucket* bucket);
   static uint64_t ReadPath(const Path& path, uint64_t lo);
   static Entry FindIn(const Buckets& buckets, const BlockHash& hash);
   static bool InsertIn(const Buckets& buckets, const BlockHash& hash, uint64_t mask);
@@ -149,13 +150,14 @@ class BlockTable {
 
   bool growing() const { return next_ < view_.above.count && view_.below.count > 0; }
   uint64_t CountFor(size_t num_blocks) const;
+  void StartGrowthIfDue();
   void StartGrowth(uint64_t count);
   void Grow(uint64_t num_buckets, Dropped dropped);
   void ReleaseUpTo(uint64_t bucket);
   void Publish();
 
   const size_t max_blocks_;
-  uint64_t max_count_ = 0;
+  uint64_t max_count_ = 0, reserved_count_ = 0;
   size_t range_bytes_ = 0;
   std::array<Bucket*, 2> ranges_ = {};  // the addresses reserved
   size_t size_ = 0;

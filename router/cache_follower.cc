@@ -82,7 +82,6 @@ CacheFollower::Command CacheFollower::On(const CacheSyncReply& reply, absl::Time
     Forget();
     has_base_ = true;
     seq_ = reply.seq;
-    expected_blocks_ = reply.num_blocks;
     missing_.set();
     waiting_ = Waiting::kBuckets;  // they come unasked
     asked_ = now;

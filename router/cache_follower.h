@@ -55,11 +55,8 @@ class CacheFollower {
   // Asks again what was not answered; forgets a group that stays away.
   Command Tick(absl::Time now);
 
-  int group() const { return group_; }
   // The index holds what the group held a moment ago: a gap or a wrong bucket may be under repair.
   bool in_sync() const { return in_sync_; }
-  // While it fills: blocks that it will hold.
-  int64_t expected_blocks() const { return missing_.any() ? expected_blocks_ : 0; }
   uint64_t epoch() const { return epoch_; }
   uint64_t seq() const { return seq_; }
   // Deltas that the group's last word knew of and this router does not have.
@@ -98,7 +95,6 @@ class CacheFollower {
   absl::Time asked_;
   uint64_t last_number_ = 0;  // of CacheSync
   uint64_t group_seq_ = 0;
-  int64_t expected_blocks_ = 0;
   int repairs_ = 0;      // in a row after which the digest still differed
   int stale_loads_ = 0;  // in a row
   CacheStats stats_;

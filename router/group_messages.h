@@ -43,7 +43,6 @@ struct CacheSyncReply {
   uint64_t number = 0, epoch = 0;
   bool resumed = false;  // the deltas after `seq` follow; else the contents of all buckets
   uint64_t seq = 0;
-  int64_t num_blocks = 0;  // that the group caches
 };
 
 struct CacheDelta {

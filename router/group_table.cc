@@ -27,16 +27,6 @@ void GroupTable::Send(int group, CacheFollower::Command command) {
   if (command) commands_.emplace_back(group, *std::move(command));
 }
 
-// Bucket contents come region by region of the index, which must not be full there while the rest is
-// empty.
-void GroupTable::ReserveIndex() {
-  size_t num_blocks = 0;
-  for (const CacheFollower& cache : caches_) {
-    num_blocks += std::max<int64_t>(cache.expected_blocks(), index_.num_blocks(cache.group()));
-  }
-  index_.Reserve(num_blocks);
-}
-
 bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
   GroupState& g = groups_[group];
   g.last_heard = now;
@@ -59,6 +49,7 @@ bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
   g.phase = g.hello.ready ? GroupState::Phase::kReady : GroupState::Phase::kLoading;
   if (g.hello.ready) {
     model_ = g.hello;
+    // Bucket contents come region by region: none may be full while the others are empty.
     int64_t total_blocks = 0;
     for (const GroupState& o : groups_) total_blocks += o.hello.total_blocks;
     index_.Reserve(static_cast<size_t>(total_blocks));

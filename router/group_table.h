@@ -80,7 +80,6 @@ class GroupTable {
   void OnCache(int group, const CacheEvent& event, absl::Time now) {
     groups_[group].last_heard = now;
     Send(group, caches_[group].On(event, now));
-    if (!caches_[group].in_sync()) ReserveIndex();
   }
   void OnHeard(int group, absl::Time now) { groups_[group].last_heard = now; }
   // Forgets everything of the connection but the cached blocks: the group may come back.
@@ -130,7 +129,6 @@ class GroupTable {
   };
 
   void Send(int group, CacheFollower::Command command);
-  void ReserveIndex();
 
   std::vector<GroupState> groups_;
   PrefixIndex index_;

@@ -194,7 +194,7 @@ absl::StatusOr<GroupEvent> FromProto(const group::v1::LinkResponse& response) {
     }
     case pb::LinkResponse::kCacheSyncReply: {
       const pb::CacheSyncReply& m = response.cache_sync_reply();
-      return CacheSyncReply{m.number(), m.epoch(), m.resumed(), m.seq(), m.num_blocks()};
+      return CacheSyncReply{m.number(), m.epoch(), m.resumed(), m.seq()};
     }
     case pb::LinkResponse::kBucketDigests:
       return FromDigests(response.bucket_digests());

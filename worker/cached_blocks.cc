@@ -74,7 +74,6 @@ std::vector<link::LinkResponse> CachedBlocks::OnSync(const link::CacheSync& sync
   reply->set_number(sync.number());
   reply->set_epoch(epoch_);
   reply->set_resumed(CanResume(sync));
-  reply->set_num_blocks(static_cast<int64_t>(num_blocks_));
   if (reply->resumed()) {
     reply->set_seq(sync.seq());
     responses.insert(responses.end(), ring_.end() - (seq_ - sync.seq()), ring_.end());

@@ -63,20 +63,27 @@ bool Dispatcher::Submit(uint64_t handle, Flight& flight, absl::Time now) {
   if (placement.chosen < 0) return false;
   const int group = placement.chosen;
   if (flight.request->explain_route) flight.route = Terms(placement);
-  groups_.Dispatch(group, flight.chain, placement.candidates[group].prefill_seconds);
+  const Candidate& chosen = placement.candidates[group];
+  groups_.Dispatch(handle, group, flight.chain,
+                   {chosen.terms.wait, chosen.prefill_seconds, chosen.matched_tokens}, now);
   flight.summary.group = groups_[group].address.name;
   StreamRelay::Attempt attempt = flight.relay.Begin(group, groups_[group].hello.epoch);
-  actions_.commands.emplace_back(group, SubmitCommand{.handle = handle,
-                                                      .epoch = groups_[group].hello.epoch,
-                                                      .attempt = attempt.number,
-                                                      .request = flight.request,
-                                                      .choices = std::move(attempt.choices),
-                                                      .timeout = flight.request->deadline - now});
+  SubmitCommand submit{.handle = handle,
+                       .group = groups_[group].hello.group,
+                       .epoch = groups_[group].hello.epoch,
+                       .attempt = attempt.number,
+                       .request = flight.request,
+                       .choices = std::move(attempt.choices),
+                       .timeout = flight.request->deadline - now,
+                       .expected_cached_tokens = chosen.matched_tokens};
+  // A group may send a request back once; where it goes then it stays.
+  if (attempt.number == 1) submit.expected_wait_seconds = chosen.terms.wait;
+  actions_.commands.emplace_back(group, std::move(submit));
   return true;
 }
 
-void Dispatcher::Retire(Flight& flight) {
-  if (flight.relay.group() >= 0) groups_.Retire(flight.relay.group(), flight.chain);
+void Dispatcher::Retire(uint64_t handle, const Flight& flight, bool refused) {
+  if (flight.relay.group() >= 0) groups_.Retire(handle, refused);
 }
 
 // ---- clients ----
@@ -131,7 +138,7 @@ std::unique_ptr<Dispatcher::Flight> Dispatcher::Close(uint64_t handle, absl::Tim
   auto node = flights_.extract(handle);
   CHECK(!node.empty());
   std::unique_ptr<Flight> flight = std::move(node.mapped());
-  Retire(*flight);
+  Retire(handle, *flight);
   const Request& request = *flight->request;
   handles_.erase(request.id);
   deadlines_.erase({request.deadline, handle});
@@ -180,21 +187,30 @@ void Dispatcher::OnEvent(int group, GroupEvent event, absl::Time now) {
     OnHello(group, std::move(*hello), now);
   } else if (auto* progress = std::get_if<RankProgress>(&event)) {
     groups_.OnProgress(group, std::move(*progress), now);
-  } else if (auto* chunk = std::get_if<SnapshotChunk>(&event)) {
-    groups_.OnSnapshot(group, *chunk, now);
+  } else if (auto* reply = std::get_if<CacheSyncReply>(&event)) {
+    groups_.OnCache(group, *reply, now);
   } else if (auto* delta = std::get_if<CacheDelta>(&event)) {
-    if (groups_.OnDelta(group, *delta, now)) {
-      actions_.commands.emplace_back(group, SnapshotCommand{});
-    }
+    groups_.OnCache(group, *delta, now);
+  } else if (auto* digests = std::get_if<BucketDigests>(&event)) {
+    groups_.OnCache(group, *digests, now);
+  } else if (auto* contents = std::get_if<BucketContents>(&event)) {
+    groups_.OnCache(group, *contents, now);
   } else if (auto* load = std::get_if<GroupLoad>(&event)) {
     groups_.OnLoad(group, *load, now);
   } else if (auto* ack = std::get_if<Ack>(&event)) {
     OnAck(group, *ack, now);
+  } else if (auto* refused = std::get_if<Refused>(&event)) {
+    OnRefused(group, *refused, now);
   } else if (auto* output = std::get_if<StepOutput>(&event)) {
     for (const TokenRow& row : output->rows) OnRow(group, row, now);
   } else {
     OnDone(group, std::get<Done>(event), now);
   }
+  SendGroupCommands();
+}
+
+void Dispatcher::SendGroupCommands() {
+  for (auto& command : groups_.TakeCommands()) actions_.commands.push_back(std::move(command));
 }
 
 void Dispatcher::OnHello(int group, GroupHello hello, absl::Time now) {
@@ -216,6 +232,7 @@ Dispatcher::Flight* Dispatcher::Current(int group, uint64_t handle, int attempt)
 void Dispatcher::OnAck(int group, const Ack& ack, absl::Time now) {
   Flight* flight = Current(group, ack.handle, ack.attempt);
   if (flight == nullptr) return;
+  groups_.Confirm(ack.handle, ack.cached_tokens);
   flight->summary.shared_kv_blocks = ack.shared_blocks;
   groups_[group].prompt_tokens += flight->summary.prompt_tokens;
   groups_[group].cached_prompt_tokens += ack.cached_tokens;
@@ -225,6 +242,16 @@ void Dispatcher::OnAck(int group, const Ack& ack, absl::Time now) {
   metrics_->prompt_tokens.Increment(flight->summary.prompt_tokens);
   metrics_->cached_prompt_tokens.Increment(ack.cached_tokens);
   SendStart(ack.handle, *flight);
+}
+
+// The router knew less than the group does: it decides again, by the state that came along.
+void Dispatcher::OnRefused(int group, const Refused& refused, absl::Time now) {
+  groups_.OnLoad(group, refused.load, now);
+  Flight* flight = Current(group, refused.handle, refused.attempt);
+  if (flight == nullptr) return;
+  Retire(refused.handle, *flight, /*refused=*/true);
+  Continue(refused.handle, *flight, flight->relay.OnSentBack(),
+           NoGroup(absl::StrCat(groups_[group].address.name, " sent the request back")), now);
 }
 
 void Dispatcher::SendStart(uint64_t handle, Flight& flight) {
@@ -241,7 +268,7 @@ void Dispatcher::OnRow(int group, const TokenRow& row, absl::Time now) {
   if (verdict == StreamRelay::Verdict::kDrop) return;
   if (verdict == StreamRelay::Verdict::kBroken) {
     actions_.commands.emplace_back(group, CancelCommand{.handle = row.handle});
-    Retire(*flight);
+    Retire(row.handle, *flight);
     const std::string why = absl::StrCat(groups_[group].address.name, " skipped to token ",
                                          row.index, " of choice ", row.choice);
     Continue(row.handle, *flight, flight->relay.OnLost(), GroupLost(why, flight->relay.any_token()),
@@ -272,7 +299,7 @@ void Dispatcher::OnRow(int group, const TokenRow& row, absl::Time now) {
 void Dispatcher::OnDone(int group, const Done& done, absl::Time now) {
   Flight* flight = Current(group, done.handle, done.attempt);
   if (flight == nullptr) return;
-  Retire(*flight);
+  Retire(done.handle, *flight, /*refused=*/done.code != absl::StatusCode::kOk);
   const bool any_token = flight->relay.any_token();
   if (done.reason == "STALE_EPOCH") {
     Continue(done.handle, *flight, flight->relay.OnStale(), GroupLost("it restarted", any_token),
@@ -308,7 +335,7 @@ void Dispatcher::LoseFlights(int group, const std::string& why, absl::Time now) 
   std::sort(lost.begin(), lost.end());  // oldest first
   for (uint64_t handle : lost) {
     Flight& flight = *flights_.at(handle);
-    Retire(flight);
+    Retire(handle, flight);
     const auto next = flight.relay.OnLost();
     Continue(
         handle, flight, next,
@@ -318,7 +345,7 @@ void Dispatcher::LoseFlights(int group, const std::string& why, absl::Time now) 
 }
 
 void Dispatcher::OnDown(int group, const std::string& why, absl::Time now) {
-  groups_.OnDown(group, why);
+  groups_.OnDown(group, why, now);
   LoseFlights(group, why, now);
 }
 
@@ -336,6 +363,8 @@ void Dispatcher::Tick(absl::Time now) {
                                                        : "queue";
     Fail(handle, DeadlineExceeded(stage), now);
   }
+  groups_.Tick(now);
+  SendGroupCommands();
   for (int g = 0; g < groups_.size(); ++g) {
     if (!groups_.IsSilent(g, now)) continue;
     const std::string why =
@@ -343,6 +372,7 @@ void Dispatcher::Tick(absl::Time now) {
     OnDown(g, why, now);
     actions_.resets.push_back(g);
   }
+  metrics_->ObserveStreams(groups_, now);
   metrics_->groups_ready.Set(groups_.num_ready());
   metrics_->index_blocks.Set(static_cast<double>(groups_.index().size()));
   for (int g = 0; g < groups_.size(); ++g) {

@@ -96,10 +96,12 @@ class Dispatcher {
   std::vector<RouteTerm> Terms(const Placement& placement) const;
   // False when no group accepts it.
   bool Submit(uint64_t handle, Flight& flight, absl::Time now);
-  void Retire(Flight& flight);
+  void Retire(uint64_t handle, const Flight& flight, bool refused = false);
+  void SendGroupCommands();
 
   void OnHello(int group, GroupHello hello, absl::Time now);
   void OnAck(int group, const Ack& ack, absl::Time now);
+  void OnRefused(int group, const Refused& refused, absl::Time now);
   void OnRow(int group, const TokenRow& row, absl::Time now);
   void OnDone(int group, const Done& done, absl::Time now);
   void LoseFlights(int group, const std::string& why, absl::Time now);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -38,10 +39,10 @@ struct RankProgress {
   int64_t bytes_done = 0, bytes_total = 0;
 };
 
-struct SnapshotChunk {
-  uint64_t epoch = 0, seq = 0;
-  std::vector<BlockHash> hashes;
-  bool last = false;
+struct CacheSyncReply {
+  uint64_t number = 0, epoch = 0;
+  bool resumed = false;  // the deltas after `seq` follow; else the contents of all buckets
+  uint64_t seq = 0;
 };
 
 struct CacheDelta {
@@ -49,6 +50,19 @@ struct CacheDelta {
   std::vector<BlockHash> stored, removed;
   bool cleared = false;  // before stored and removed are applied
   uint64_t digest = 0;   // sum of DigestTerm over all cached hashes after this delta
+};
+
+// The same sum for each bucket, as of right after delta `seq`.
+struct BucketDigests {
+  uint64_t epoch = 0, seq = 0;
+  std::vector<uint64_t> digests;  // [kNumDigestBuckets]
+};
+
+// All hashes of these buckets, as of right after delta `seq`.
+struct BucketContents {
+  uint64_t epoch = 0, seq = 0;
+  std::vector<uint8_t> buckets;
+  std::vector<BlockHash> hashes;
 };
 
 struct GroupLoad {
@@ -61,6 +75,9 @@ struct GroupLoad {
   int64_t active_unique_blocks = 0;
   bool draining = false;
   int64_t preemptions = 0;
+  uint64_t epoch = 0;
+  uint64_t cache_seq = 0, cache_digest = 0;  // of the last delta
+  uint64_t submits = 0;                      // received on this stream, all counted above
 };
 
 // The request was admitted to its first step.
@@ -69,6 +86,13 @@ struct Ack {
   int attempt = 0;
   int cached_tokens = 0;
   int shared_blocks = 0;
+};
+
+// The request was not taken: the group's queue is much longer than its router expected.
+struct Refused {
+  uint64_t handle = 0;
+  int attempt = 0;
+  GroupLoad load;
 };
 
 enum class TokenFinish : uint8_t { kNone, kEos, kStopToken, kLength };
@@ -98,8 +122,8 @@ struct Done {
   std::vector<std::string> violations;  // "field: description"
 };
 
-using GroupEvent = std::variant<GroupHello, RankProgress, SnapshotChunk, CacheDelta, GroupLoad, Ack,
-                                StepOutput, Done>;
+using GroupEvent = std::variant<GroupHello, RankProgress, CacheSyncReply, CacheDelta, BucketDigests,
+                                BucketContents, GroupLoad, Ack, Refused, StepOutput, Done>;
 
 // ---- to the group ----
 
@@ -109,11 +133,16 @@ struct ChoiceStart {
 };
 
 struct SubmitCommand {
-  uint64_t handle = 0, epoch = 0;
+  uint64_t handle = 0;
+  std::string group;  // as it calls itself
+  uint64_t epoch = 0;
   int attempt = 0;
   std::shared_ptr<const Request> request;
   std::vector<ChoiceStart> choices;
   absl::Duration timeout = absl::InfiniteDuration();  // left at the moment of sending
+  // The group may answer Refused when its queue is much longer than this. nullopt: it must not.
+  std::optional<double> expected_wait_seconds = {};
+  int expected_cached_tokens = 0;
 };
 
 struct CancelCommand {
@@ -121,12 +150,25 @@ struct CancelCommand {
   int choice = -1;  // -1 = all of them
 };
 
-struct SnapshotCommand {};
+// (0, 0) = nothing is held.
+struct CacheSyncCommand {
+  uint64_t number = 0, epoch = 0, seq = 0;
+};
+
+struct DigestsCommand {
+  uint64_t epoch = 0;
+};
+
+struct BucketsCommand {
+  uint64_t epoch = 0;
+  std::vector<uint8_t> buckets;
+};
 
 struct DrainCommand {
   bool on = true;
 };
 
-using GroupCommand = std::variant<SubmitCommand, CancelCommand, SnapshotCommand, DrainCommand>;
+using GroupCommand = std::variant<SubmitCommand, CancelCommand, CacheSyncCommand, DigestsCommand,
+                                  BucketsCommand, DrainCommand>;
 
 }  // namespace bough::router

@@ -1,18 +1,30 @@
 #include "router/group_table.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace bough::router {
+namespace {
+
+// A request that should start at once may still wait for the step in progress.
+constexpr absl::Duration kMinConfirmTime = absl::Milliseconds(100);
+
+}  // namespace
 
 GroupTable::GroupTable(const std::vector<GroupAddress>& addresses) {
   CHECK_LE(static_cast<int>(addresses.size()), kMaxGroups);
   for (const GroupAddress& address : addresses) {
+    caches_.emplace_back(size(), &index_);
     groups_.emplace_back().address = address;
   }
+}
+
+void GroupTable::Send(int group, CacheFollower::Command command) {
+  if (command) commands_.emplace_back(group, *std::move(command));
 }
 
 bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
@@ -37,6 +49,7 @@ bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
   g.phase = g.hello.ready ? GroupState::Phase::kReady : GroupState::Phase::kLoading;
   if (g.hello.ready) {
     model_ = g.hello;
+    Send(group, caches_[group].OnReady(g.hello.epoch, now));
     for (auto& [rank, progress] : g.progress) progress.phase = "ready";
   }
   return true;
@@ -50,54 +63,38 @@ void GroupTable::OnProgress(int group, RankProgress progress, absl::Time now) {
 
 void GroupTable::OnLoad(int group, const GroupLoad& load, absl::Time now) {
   GroupState& g = groups_[group];
+  if (load.epoch != g.hello.epoch || load.submits < g.load.submits) return;  // of another time
+  const uint64_t newly_counted = load.submits - g.load.submits;
   if (g.last_load != absl::InfinitePast()) {
     g.busy_share.Add(g.load.drain_seconds > 0, absl::ToDoubleSeconds(now - g.last_load));
   }
   g.load = load;
   g.last_heard = g.last_load = now;
-  g.unreported_seconds = 0;
+  for (uint64_t i = 0; i < newly_counted && !g.unreported.empty(); ++i) g.unreported.pop_front();
+  g.unreported_seconds = std::accumulate(g.unreported.begin(), g.unreported.end(), 0.0);
+  Send(group, caches_[group].On(load, now));
 }
 
-bool GroupTable::LoseSync(int group) {
-  groups_[group].in_sync = false;
-  index_.Clear(group);
-  return true;
-}
-
-bool GroupTable::OnSnapshot(int group, const SnapshotChunk& chunk, absl::Time now) {
+void GroupTable::OnDown(int group, const std::string& why, absl::Time now) {
   GroupState& g = groups_[group];
-  g.last_heard = now;
-  if (chunk.epoch != g.hello.epoch) return false;
-  if (!g.in_snapshot) index_.Clear(group);
-  index_.Add(group, chunk.hashes);
-  g.in_snapshot = !chunk.last;
-  g.in_sync = chunk.last;
-  g.cache_seq = chunk.seq;
-  return false;
-}
-
-bool GroupTable::OnDelta(int group, const CacheDelta& delta, absl::Time now) {
-  GroupState& g = groups_[group];
-  g.last_heard = now;
-  // Until the snapshot that was asked for is complete, deltas are already part of it.
-  if (delta.epoch != g.hello.epoch || !g.in_sync) return false;
-  if (delta.seq != g.cache_seq + 1) return LoseSync(group);
-  g.cache_seq = delta.seq;
-  if (delta.cleared) index_.Clear(group);
-  index_.Add(group, delta.stored);
-  index_.Remove(group, delta.removed);
-  return index_.digest(group) != delta.digest && LoseSync(group);
-}
-
-void GroupTable::OnDown(int group, const std::string& why) {
-  GroupState& g = groups_[group];
-  index_.Clear(group);
+  caches_[group].OnDown(now);
   GroupState fresh;
   fresh.address = g.address;
   fresh.drained_here = g.drained_here;
   fresh.requests_here = g.requests_here;
   fresh.last_error = why;
   g = std::move(fresh);
+}
+
+void GroupTable::Tick(absl::Time now) {
+  for (int g = 0; g < size(); ++g) Send(g, caches_[g].Tick(now));
+  while (!unconfirmed_.empty() && unconfirmed_.begin()->first <= now) {
+    InFlight& request = in_flight_.at(unconfirmed_.begin()->second);
+    unconfirmed_.erase(unconfirmed_.begin());
+    active_.Remove(request.group, request.chain);
+    request.counts = false;
+    ++forecasts_.expired;
+  }
 }
 
 bool GroupTable::IsSilent(int group, absl::Time now) const {
@@ -107,15 +104,39 @@ bool GroupTable::IsSilent(int group, absl::Time now) const {
   return now - g.last_heard > (ready ? kSilenceLimit : kLoadingSilenceLimit);
 }
 
-void GroupTable::Dispatch(int group, std::span<const BlockHash> chain, double prefill_seconds) {
+void GroupTable::Dispatch(uint64_t handle, int group, std::span<const BlockHash> chain,
+                          const Forecast& forecast, absl::Time now) {
   active_.Add(group, chain);
-  groups_[group].unreported_seconds += prefill_seconds;
-  ++groups_[group].requests_here;
+  const double admission = forecast.wait_seconds + forecast.prefill_seconds;
+  const absl::Time expires = now + kMinConfirmTime + 2 * absl::Seconds(admission);
+  const bool is_new =
+      in_flight_.insert({handle, {group, chain, forecast.cached_tokens, expires}}).second;
+  CHECK(is_new) << "handle " << handle << " is in flight";
+  unconfirmed_.insert({expires, handle});
+  GroupState& g = groups_[group];
+  g.unreported.push_back(forecast.prefill_seconds);
+  g.unreported_seconds += forecast.prefill_seconds;
+  ++g.requests_here;
 }
 
-void GroupTable::Retire(int group, std::span<const BlockHash> chain) {
-  active_.Remove(group, chain);
-  --groups_[group].requests_here;
+void GroupTable::Confirm(uint64_t handle, int cached_tokens) {
+  InFlight& request = in_flight_.at(handle);
+  if (std::exchange(request.confirmed, true)) return;
+  unconfirmed_.erase({request.expires, handle});
+  if (!std::exchange(request.counts, true)) active_.Add(request.group, request.chain);
+  ++forecasts_.confirmed;
+  forecasts_.foreseen_cached_tokens += request.foreseen_cached_tokens;
+  forecasts_.found_cached_tokens += cached_tokens;
+}
+
+void GroupTable::Retire(uint64_t handle, bool refused) {
+  const auto node = in_flight_.extract(handle);
+  CHECK(!node.empty()) << "handle " << handle;
+  const InFlight& request = node.mapped();
+  unconfirmed_.erase({request.expires, handle});
+  if (request.counts) active_.Remove(request.group, request.chain);
+  if (refused && !request.confirmed) ++forecasts_.refused;
+  --groups_[request.group].requests_here;
 }
 
 std::vector<GroupView> GroupTable::Views(std::span<const BlockHash> chain,
@@ -127,7 +148,7 @@ std::vector<GroupView> GroupTable::Views(std::span<const BlockHash> chain,
     const GroupState& g = groups_[i];
     GroupView& v = views[i];
     v.accepting = g.accepting() && !(excluded >> i & 1);
-    v.matched_blocks = std::max(cached[i], active[i]);
+    v.matched_blocks = std::max(caches_[i].in_sync() ? cached[i] : 0, active[i]);
     v.active_blocks = active[i];
     v.drain_seconds = g.load.drain_seconds;
     v.unreported_seconds = g.unreported_seconds;

@@ -1,6 +1,7 @@
 #include "router/link_translation.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -13,17 +14,13 @@ namespace pb = ::bough::group::v1;
 
 // Hashes travel as 16 bytes each, (lo, hi), little endian.
 absl::StatusOr<std::vector<BlockHash>> ReadHashes(const std::string& bytes) {
+  static_assert(std::endian::native == std::endian::little && sizeof(BlockHash) == 16);
   if (bytes.size() % 16 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("hashes are 16 bytes each, got ", bytes.size(), " bytes"));
   }
   std::vector<BlockHash> hashes(bytes.size() / 16);
-  const auto word = [&bytes](size_t at) {
-    uint64_t value = 0;
-    for (int i = 7; i >= 0; --i) value = value << 8 | static_cast<uint8_t>(bytes[at + i]);
-    return value;
-  };
-  for (size_t i = 0; i < hashes.size(); ++i) hashes[i] = {word(16 * i), word(16 * i + 8)};
+  if (!bytes.empty()) std::memcpy(hashes.data(), bytes.data(), bytes.size());
   return hashes;
 }
 
@@ -62,7 +59,19 @@ GroupLoad FromLoad(const pb::Load& m) {
   out.active_unique_blocks = m.active_unique_blocks();
   out.draining = m.draining();
   out.preemptions = m.preemptions();
+  out.epoch = m.epoch();
+  out.cache_seq = m.cache_seq();
+  out.cache_digest = m.cache_digest();
+  out.submits = m.submits();
   return out;
+}
+
+absl::StatusOr<GroupEvent> FromDigests(const pb::BucketDigests& m) {
+  if (m.digests_size() != kNumDigestBuckets) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("digests: must be ", kNumDigestBuckets, ", are ", m.digests_size()));
+  }
+  return BucketDigests{m.epoch(), m.seq(), {m.digests().begin(), m.digests().end()}};
 }
 
 TokenFinish FromFinish(pb::Finish finish) {
@@ -128,6 +137,7 @@ void FillSampling(const SamplingParams& s, pb::Sampling* m) {
 void FillSubmit(const SubmitCommand& command, pb::Submit* m) {
   const Request& r = *command.request;
   m->set_handle(command.handle);
+  m->set_group(command.group);
   m->set_epoch(command.epoch);
   m->set_attempt(command.attempt);
   m->set_request_id(r.id);
@@ -145,6 +155,8 @@ void FillSubmit(const SubmitCommand& command, pb::Submit* m) {
     // 0 means none on the wire, so a deadline that just passed is sent as 1 us.
     m->set_timeout_us(std::max<int64_t>(absl::ToInt64Microseconds(command.timeout), 1));
   }
+  if (command.expected_wait_seconds) m->set_expected_wait_seconds(*command.expected_wait_seconds);
+  m->set_expected_cached_tokens(command.expected_cached_tokens);
 }
 
 }  // namespace
@@ -156,8 +168,16 @@ group::v1::LinkRequest ToProto(const GroupCommand& command) {
   } else if (const auto* cancel = std::get_if<CancelCommand>(&command)) {
     out.mutable_cancel()->set_handle(cancel->handle);
     out.mutable_cancel()->set_choice(cancel->choice);
-  } else if (std::holds_alternative<SnapshotCommand>(command)) {
-    out.mutable_snapshot();
+  } else if (const auto* sync = std::get_if<CacheSyncCommand>(&command)) {
+    out.mutable_cache_sync()->set_number(sync->number);
+    out.mutable_cache_sync()->set_epoch(sync->epoch);
+    out.mutable_cache_sync()->set_seq(sync->seq);
+  } else if (const auto* digests = std::get_if<DigestsCommand>(&command)) {
+    out.mutable_digests()->set_epoch(digests->epoch);
+  } else if (const auto* buckets = std::get_if<BucketsCommand>(&command)) {
+    out.mutable_buckets()->set_epoch(buckets->epoch);
+    out.mutable_buckets()->mutable_buckets()->assign(buckets->buckets.begin(),
+                                                     buckets->buckets.end());
   } else {
     out.mutable_drain()->set_on(std::get<DrainCommand>(command).on);
   }
@@ -172,10 +192,17 @@ absl::StatusOr<GroupEvent> FromProto(const group::v1::LinkResponse& response) {
       const pb::LoadProgress& m = response.load_progress();
       return RankProgress{m.rank(), m.phase(), m.bytes_done(), m.bytes_total()};
     }
-    case pb::LinkResponse::kSnapshot: {
-      const pb::Snapshot& m = response.snapshot();
+    case pb::LinkResponse::kCacheSyncReply: {
+      const pb::CacheSyncReply& m = response.cache_sync_reply();
+      return CacheSyncReply{m.number(), m.epoch(), m.resumed(), m.seq()};
+    }
+    case pb::LinkResponse::kBucketDigests:
+      return FromDigests(response.bucket_digests());
+    case pb::LinkResponse::kBuckets: {
+      const pb::Buckets& m = response.buckets();
       ASSIGN_OR_RETURN(auto hashes, ReadHashes(m.hashes()));
-      return SnapshotChunk{m.epoch(), m.seq(), std::move(hashes), m.last()};
+      return BucketContents{
+          m.epoch(), m.seq(), {m.buckets().begin(), m.buckets().end()}, std::move(hashes)};
     }
     case pb::LinkResponse::kCacheDelta: {
       const pb::CacheDelta& m = response.cache_delta();
@@ -189,6 +216,10 @@ absl::StatusOr<GroupEvent> FromProto(const group::v1::LinkResponse& response) {
     case pb::LinkResponse::kAck: {
       const pb::Ack& m = response.ack();
       return Ack{m.handle(), m.attempt(), m.cached_tokens(), m.shared_blocks()};
+    }
+    case pb::LinkResponse::kRefused: {
+      const pb::Refused& m = response.refused();
+      return Refused{m.handle(), m.attempt(), FromLoad(m.load())};
     }
     case pb::LinkResponse::kStepOutput:
       return FromStepOutput(response.step_output());

@@ -1,5 +1,6 @@
 #include "router/router_metrics.h"
 
+#include "router/group_table.h"
 #include "router/version.h"
 
 namespace bough::router {
@@ -55,7 +56,17 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
                          "Requests that went on in another group after theirs was lost.")),
       requests_in_flight(m->Gauge("requests_in_flight", "Admitted requests that are not over.")),
       groups_ready(m->Gauge("groups_ready", "Groups that have loaded the model.")),
-      index_blocks(m->Gauge("index_blocks", "Distinct KV blocks in the prefix index.")) {
+      index_blocks(m->Gauge("index_blocks", "Distinct KV blocks in the prefix index.")),
+      cache_full_syncs_(m->Counter("cache_full_syncs_total",
+                                   "Times that all of a group's cached blocks were asked for.")),
+      cache_gaps_(m->Counter("cache_gaps_total", "Gaps found in a group's cache deltas.")),
+      cache_repaired_buckets_(m->Counter("cache_repaired_buckets_total",
+                                         "Index buckets (1/256) whose digest was wrong.")),
+      cache_sync_bytes_(m->Counter("cache_sync_bytes_total",
+                                   "Bytes of block hashes received outside of deltas.")),
+      foreseen_cached_tokens_(m->Counter("foreseen_cached_tokens_total",
+                                         "Prompt tokens of acknowledged requests that placement "
+                                         "took to be in the group's prefix cache.")) {
   for (absl::StatusCode code : kCodes) {
     const Metrics::Labels labels = {{"code", absl::StatusCodeToString(code)}};
     requests_[code] = &m->Counter("requests_total", "Generate and GenerateStream calls.", labels);
@@ -70,7 +81,19 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
     finished_[reason] = &m->Counter("requests_finished_total",
                                     "Admitted requests by what ended them.", {{"reason", reason}});
   }
+  for (const char* outcome : {"confirmed", "expired", "refused"}) {
+    forecasts_[outcome] = &m->Counter(
+        "forecasts_total", "Dispatches by what became of the blocks that they were to leave.",
+        {{"outcome", outcome}});
+  }
   for (const GroupAddress& group : groups) {
+    const Metrics::Labels labels = {{"group", group.name}};
+    in_sync_[group.name] =
+        &m->Gauge("group_in_sync", "1 when the index holds what the group caches.", labels);
+    cache_lag_[group.name] = &m->Gauge(
+        "group_cache_lag_deltas", "Cache deltas that the group sent and the index lacks.", labels);
+    load_age_[group.name] =
+        &m->Gauge("group_load_age_seconds", "Time since the group's last load report.", labels);
     group_up_[group.name] =
         &m->Gauge("group_up", "1 when the group has loaded the model.", {{"group", group.name}});
   }
@@ -95,6 +118,34 @@ void RouterMetrics::CountFinished(const std::string& reason) {
 
 void RouterMetrics::SetGroupUp(const std::string& group, bool up) {
   if (const auto it = group_up_.find(group); it != group_up_.end()) it->second->Set(up);
+}
+
+void RouterMetrics::ObserveStreams(const GroupTable& groups, absl::Time now) {
+  const auto raise_to = [](prometheus::Counter& counter, int64_t total) {
+    counter.Increment(static_cast<double>(total) - counter.Value());
+  };
+  CacheStats sum;
+  for (int g = 0; g < groups.size(); ++g) {
+    const CacheFollower& cache = groups.cache(g);
+    sum.full_syncs += cache.stats().full_syncs;
+    sum.gaps += cache.stats().gaps;
+    sum.buckets_repaired += cache.stats().buckets_repaired;
+    sum.bucket_bytes += cache.stats().bucket_bytes;
+    const std::string& name = groups[g].address.name;
+    in_sync_.at(name)->Set(cache.in_sync() ? 1 : 0);
+    cache_lag_.at(name)->Set(static_cast<double>(cache.lag()));
+    const bool reported = groups[g].last_load != absl::InfinitePast();
+    load_age_.at(name)->Set(reported ? absl::ToDoubleSeconds(now - groups[g].last_load) : 0);
+  }
+  raise_to(cache_full_syncs_, sum.full_syncs);
+  raise_to(cache_gaps_, sum.gaps);
+  raise_to(cache_repaired_buckets_, sum.buckets_repaired);
+  raise_to(cache_sync_bytes_, sum.bucket_bytes);
+  const ForecastStats& forecasts = groups.forecasts();
+  raise_to(foreseen_cached_tokens_, forecasts.foreseen_cached_tokens);
+  raise_to(*forecasts_.at("confirmed"), forecasts.confirmed);
+  raise_to(*forecasts_.at("expired"), forecasts.expired);
+  raise_to(*forecasts_.at("refused"), forecasts.refused);
 }
 
 }  // namespace bough::router

@@ -7,10 +7,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "common/metrics.h"
 #include "router/config.h"
 
 namespace bough::router {
+
+class GroupTable;
 
 // Thread-safe: handles are atomic, the maps never change.
 class RouterMetrics {
@@ -25,6 +28,8 @@ class RouterMetrics {
   // reason: stop, length, cancelled, deadline or error.
   void CountFinished(const std::string& reason);
   void SetGroupUp(const std::string& group, bool up);
+  // The streams from the groups: how fresh and how right what they told is.
+  void ObserveStreams(const GroupTable& groups, absl::Time now);
 
   prometheus::Histogram& time_to_first_token;
   prometheus::Histogram& inter_token_latency;
@@ -41,6 +46,11 @@ class RouterMetrics {
   prometheus::Gauge& index_blocks;
 
  private:
+  prometheus::Counter &cache_full_syncs_, &cache_gaps_, &cache_repaired_buckets_,
+      &cache_sync_bytes_;
+  prometheus::Counter& foreseen_cached_tokens_;
+  std::map<std::string, prometheus::Counter*> forecasts_;                     // by outcome
+  std::map<std::string, prometheus::Gauge*> in_sync_, cache_lag_, load_age_;  // by group
   std::map<absl::StatusCode, prometheus::Counter*> requests_;
   std::map<absl::StatusCode, prometheus::Histogram*> durations_;
   std::map<std::string, prometheus::Counter*> rejected_, finished_;

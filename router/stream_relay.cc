@@ -1,5 +1,7 @@
 #include "router/stream_relay.h"
 
+#include <utility>
+
 #include "common/check.h"
 
 namespace bough::router {
@@ -59,6 +61,8 @@ StreamRelay::Next StreamRelay::OnRefused() {
   refused_ = true;
   return EndAttempt(first);
 }
+
+StreamRelay::Next StreamRelay::OnSentBack() { return EndAttempt(!std::exchange(sent_back_, true)); }
 
 StreamRelay::Next StreamRelay::OnStale() { return EndAttempt(num_retries_++ < max_retries_); }
 

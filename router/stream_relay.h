@@ -49,6 +49,8 @@ class StreamRelay {
   Next OnLost();
   // The group took nothing (full or draining). Allowed once; not chosen again either.
   Next OnRefused();
+  // The group's queue was longer than thought. Allowed once; it may be chosen again.
+  Next OnSentBack();
   // The group has a newer epoch than the attempt; it may be chosen again. Counts as a retry.
   Next OnStale();
 
@@ -73,7 +75,7 @@ class StreamRelay {
   int num_unfinished_;
   const int max_retries_;
   int num_retries_ = 0;
-  bool refused_ = false;
+  bool refused_ = false, sent_back_ = false;
   int group_ = -1;
   int attempt_ = 0;  // the last begun; 0 = none yet
   uint64_t epoch_ = 0;

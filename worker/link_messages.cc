@@ -69,6 +69,8 @@ std::vector<FieldViolation> ToRequest(uint64_t link_id, link::Submit* submit, ab
   }
   r.cache_salt = std::move(*submit->mutable_cache_salt());
   r.priority = submit->priority();
+  r.expected_cached_tokens =
+      std::clamp(submit->expected_cached_tokens(), 0, std::max(submit->prompt_ids_size() - 1, 0));
   r.deadline = submit->timeout_us() == 0 ? absl::InfiniteFuture()
                                          : now + absl::Microseconds(submit->timeout_us());
 
@@ -147,21 +149,20 @@ link::LinkResponse ToMessage(const RankProgress& progress) {
   return response;
 }
 
-link::LinkResponse ToMessage(const LoadReport& load) {
-  link::LinkResponse response;
-  link::Load* l = response.mutable_load();
-  l->set_running(load.running);
-  l->set_waiting(load.waiting);
-  l->set_free_blocks(load.free_blocks);
-  l->set_cached_blocks(load.cached_blocks);
-  l->set_drain_seconds(load.drain_seconds);
-  l->set_prefill_seconds_per_token(load.prefill_seconds_per_token);
-  l->set_decode_step_seconds(load.decode_step_seconds);
-  l->set_active_unique_blocks(load.active_unique_blocks);
-  l->set_draining(load.draining);
-  l->set_preemptions(load.preemptions);
-  l->set_decode_seconds_per_block(load.decode_seconds_per_block);
-  return response;
+link::Load ToLoad(const LoadReport& load) {
+  link::Load l;
+  l.set_running(load.running);
+  l.set_waiting(load.waiting);
+  l.set_free_blocks(load.free_blocks);
+  l.set_cached_blocks(load.cached_blocks);
+  l.set_drain_seconds(load.drain_seconds);
+  l.set_prefill_seconds_per_token(load.prefill_seconds_per_token);
+  l.set_decode_step_seconds(load.decode_step_seconds);
+  l.set_active_unique_blocks(load.active_unique_blocks);
+  l.set_draining(load.draining);
+  l.set_preemptions(load.preemptions);
+  l.set_decode_seconds_per_block(load.decode_seconds_per_block);
+  return l;
 }
 
 void ToRow(const TokenEvent& event, link::Row* row) {

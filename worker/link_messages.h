@@ -30,7 +30,7 @@ link::LinkResponse InvalidSubmit(const link::Submit& submit,
 link::LinkResponse ToMessage(const AckEvent& event);
 link::LinkResponse ToMessage(const DoneEvent& event);
 link::LinkResponse ToMessage(const RankProgress& progress);
-link::LinkResponse ToMessage(const LoadReport& load);
+link::Load ToLoad(const LoadReport& load);
 void ToRow(const TokenEvent& event, link::Row* row);
 
 }  // namespace bough

@@ -35,6 +35,14 @@ void LinkStream::Send(group::v1::LinkResponse message) {
   Do(next);
 }
 
+bool LinkStream::Writable() {
+  absl::MutexLock lock(&mu_);
+  // More than that is queued only behind a write in flight, whose end will tell.
+  if (queued_bytes_ < kWritableBytes) return true;
+  tell_writable_ = true;
+  return false;
+}
+
 void LinkStream::Close(grpc::Status status) {
   Next next = Next::kNothing;
   {
@@ -87,6 +95,7 @@ void LinkStream::OnReadDone(bool ok) {
 
 void LinkStream::OnWriteDone(bool ok) {
   Next next = Next::kNothing;
+  bool writable = false;
   {
     absl::MutexLock lock(&mu_);
     writing_ = false;
@@ -95,8 +104,11 @@ void LinkStream::OnWriteDone(bool ok) {
       if (!closing_) closing_ = grpc::Status(grpc::StatusCode::UNAVAILABLE, "write failed");
     }
     next = Advance();
+    writable = ok && tell_writable_ && queued_bytes_ < kWritableBytes;
+    if (writable) tell_writable_ = false;
   }
   Do(next);
+  if (writable) handler_->OnWritable(id_);
 }
 
 void LinkStream::OnDone() { delete this; }

@@ -12,13 +12,16 @@
 
 namespace bough {
 
-// Called on gRPC's threads, for one stream never two at once.
+// Called on gRPC's threads; for one stream never two at once, but for OnWritable.
 class LinkHandler {
  public:
   virtual ~LinkHandler() = default;
   // Returns OK, or the status with which the stream must end: the router broke the protocol.
   virtual grpc::Status OnRequest(uint64_t link_id, group::v1::LinkRequest* request) = 0;
-  // The last call about this link; Send must not be called after it returns.
+  // LinkStream::Writable said no and would say yes now.
+  virtual void OnWritable(uint64_t link_id) = 0;
+  // The last call about this link; Send must not be called after it returns. (OnWritable may run
+  // beside it.)
   virtual void OnClosed(uint64_t link_id) = 0;
 };
 
@@ -32,10 +35,14 @@ class LinkStream : public grpc::ServerBidiReactor<group::v1::LinkRequest, group:
   void Start();
   // Thread-safe. A router that lets more than `kMaxQueuedBytes` pile up is cut off.
   void Send(group::v1::LinkResponse message);
+  // Thread-safe. Whether little is queued; if not, the handler hears OnWritable once that is so.
+  // For bulk that must not stand in front of what comes after it.
+  bool Writable();
   // Thread-safe. Ends the stream once everything sent so far has been written.
   void Close(grpc::Status status);
 
   static constexpr size_t kMaxQueuedBytes = 64u << 20;
+  static constexpr size_t kWritableBytes = 256u << 10;
 
  private:
   void OnReadDone(bool ok) override;
@@ -56,6 +63,7 @@ class LinkStream : public grpc::ServerBidiReactor<group::v1::LinkRequest, group:
   std::deque<group::v1::LinkResponse> queue_ ABSL_GUARDED_BY(mu_);
   size_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool tell_writable_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<grpc::Status> closing_ ABSL_GUARDED_BY(mu_);
 

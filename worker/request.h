@@ -39,6 +39,9 @@ struct Request {
   std::vector<ChoiceStart> choices;
   std::string cache_salt;
   int32_t priority = 0;  // higher is sooner
+  // Prompt tokens that its router believes to be in the prefix cache, in [0, prompt length). Counts
+  // in load reports only, and only until the request is admitted.
+  int32_t expected_cached_tokens = 0;
   absl::Time deadline = absl::InfiniteFuture();
 };
 

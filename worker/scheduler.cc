@@ -241,7 +241,8 @@ int64_t Scheduler::QueuedTokens() const {
   }
   for (const LiveRequest* request : waiting_) {
     if (!request->fresh.empty() && request->leader == nullptr) {
-      num_tokens += static_cast<int64_t>(request->request.prompt_ids.size());
+      num_tokens += static_cast<int64_t>(request->request.prompt_ids.size()) -
+                    request->request.expected_cached_tokens;
     }
     for (int32_t ordinal : request->stalled) num_tokens += request->sequences[ordinal].num_tokens();
   }

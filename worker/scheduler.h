@@ -72,7 +72,8 @@ class Scheduler {
 
   int num_waiting_requests() const { return num_unstarted_; }  // those that were never admitted
   int64_t num_preemptions() const { return num_preemptions_; }
-  // Tokens of prefills that run or wait, prefix hits not foreseen.
+  // Tokens of prefills that run or wait, but for prefix hits; of those that wait, as the router
+  // foresaw them.
   int64_t QueuedTokens() const;
   const std::vector<Sequence*>& running() const { return running_; }
 

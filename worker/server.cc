@@ -25,6 +25,11 @@ bool SameLoad(const LoadReport& a, const LoadReport& b) {
          a.draining == b.draining;
 }
 
+// A router that expects `expected` seconds of queue here may be better off elsewhere.
+bool IsMuchLonger(double wait, double expected) {
+  return wait > expected + std::max(0.05, 0.25 * expected);
+}
+
 }  // namespace
 
 GroupServer::GroupServer(const link::Hello& hello, std::function<absl::Time()> now)
@@ -78,20 +83,44 @@ void GroupServer::Serve(const link::Hello& hello, Engine* engine) {
   engine_ = engine;
   load_ = engine->Load();
   LoadChanged();
-  for (auto& [id, router] : routers_) Greet(router.stream);
+  for (auto& [id, router] : routers_) Greet(router);
   if (server_ != nullptr && !draining_) server_->GetHealthCheckService()->SetServingStatus(true);
 }
 
-void GroupServer::Greet(LinkStream* stream) {
+void GroupServer::Greet(const Router& router) {
   link::LinkResponse hello;
   *hello.mutable_hello() = hello_;
-  stream->Send(std::move(hello));
-  if (engine_ == nullptr) {
-    for (const RankProgress& progress : progress_) stream->Send(ToMessage(progress));
-    return;
+  router.stream->Send(std::move(hello));
+  if (engine_ != nullptr) return SendLoad(router);
+  for (const RankProgress& progress : progress_) router.stream->Send(ToMessage(progress));
+}
+
+void GroupServer::SendLoad(const Router& router) {
+  link::LinkResponse response;
+  FillLoad(router, response.mutable_load());
+  router.stream->Send(std::move(response));
+}
+
+void GroupServer::FillLoad(const Router& router, link::Load* load) const {
+  *load = ToLoad(CurrentLoad());
+  load->set_epoch(hello_.epoch());
+  load->set_cache_seq(cached_blocks_.seq());
+  load->set_cache_digest(cached_blocks_.digest());
+  load->set_submits(router.submits);
+}
+
+// Only as fast as the router reads, so that a token never waits behind a whole snapshot, nor the
+// engine for the lock.
+void GroupServer::SendBuckets(Router* router) {
+  while (router->cache.pending.any() && router->stream->Writable()) {
+    router->stream->Send(cached_blocks_.NextBuckets(&router->cache));
   }
-  for (link::LinkResponse& chunk : cached_blocks_.Snapshot()) stream->Send(std::move(chunk));
-  stream->Send(ToMessage(CurrentLoad()));
+}
+
+void GroupServer::OnWritable(uint64_t link_id) {
+  absl::MutexLock lock(&mu_);
+  const auto it = routers_.find(link_id);
+  if (it != routers_.end()) SendBuckets(&it->second);
 }
 
 grpc::ServerBidiReactor<link::LinkRequest, link::LinkResponse>* GroupServer::Link(
@@ -101,8 +130,10 @@ grpc::ServerBidiReactor<link::LinkRequest, link::LinkResponse>* GroupServer::Lin
     absl::MutexLock lock(&mu_);
     const uint64_t id = next_link_id_++;
     stream = new LinkStream(id, context, this);
-    routers_[id] = {stream, context->peer(), {}};
-    Greet(stream);
+    Router& router = routers_[id];
+    router.stream = stream;
+    router.name = context->peer();
+    Greet(router);
     if (stopped_) stream->Close({grpc::StatusCode::UNAVAILABLE, "the group is shutting down"});
     LogInfo("router connected", {{"link", id}, {"peer", context->peer()}});
   }
@@ -134,11 +165,20 @@ grpc::Status GroupServer::OnRequest(uint64_t link_id, link::LinkRequest* request
         engine_->Cancel({link_id, request->cancel().handle()}, request->cancel().choice());
       }
       return grpc::Status::OK;
-    case link::LinkRequest::kSnapshot:
-      if (engine_ == nullptr) return grpc::Status::OK;  // comes with Hello{ready}
-      for (link::LinkResponse& chunk : cached_blocks_.Snapshot()) {
-        router.stream->Send(std::move(chunk));
+    case link::LinkRequest::kCacheSync:
+      for (auto& response : cached_blocks_.OnSync(request->cache_sync(), &router.cache)) {
+        router.stream->Send(std::move(response));
       }
+      SendBuckets(&router);
+      return grpc::Status::OK;
+    case link::LinkRequest::kDigests:
+      if (auto response = cached_blocks_.OnDigestsRequest(request->digests())) {
+        router.stream->Send(*std::move(response));
+      }
+      return grpc::Status::OK;
+    case link::LinkRequest::kBuckets:
+      cached_blocks_.OnBucketsRequest(request->buckets(), &router.cache);
+      SendBuckets(&router);
       return grpc::Status::OK;
     case link::LinkRequest::kDrain:
       if (engine_ != nullptr && !draining_) engine_->SetDraining(request->drain().on());
@@ -156,15 +196,17 @@ grpc::Status GroupServer::OnSubmit(uint64_t link_id, link::Submit* submit) {
   const std::vector<FieldViolation> violations = ToRequest(link_id, submit, now_(), &request);
   absl::MutexLock lock(&mu_);
   Router& router = routers_.at(link_id);
+  ++router.submits;
   if (engine_ == nullptr) {
     router.stream->Send(Refusal(*submit, absl::StatusCode::kUnavailable, "LOADING",
                                 "the group is loading its model"));
     return grpc::Status::OK;
   }
-  if (submit->epoch() != hello_.epoch()) {
+  if (submit->group() != hello_.group() || submit->epoch() != hello_.epoch()) {
     router.stream->Send(
         Refusal(*submit, absl::StatusCode::kAborted, "STALE_EPOCH",
-                absl::StrCat("epoch: must be ", hello_.epoch(), ", is ", submit->epoch())));
+                absl::StrCat("group, epoch: must be ", hello_.group(), ", ", hello_.epoch(),
+                             ", are ", submit->group(), ", ", submit->epoch())));
     return grpc::Status::OK;
   }
   if (router.handles.contains(submit->handle())) {
@@ -175,9 +217,19 @@ grpc::Status GroupServer::OnSubmit(uint64_t link_id, link::Submit* submit) {
     router.stream->Send(InvalidSubmit(*submit, violations));
     return grpc::Status::OK;
   }
+  if (submit->has_expected_wait_seconds() && !CurrentLoad().draining &&
+      IsMuchLonger(CurrentLoad().drain_seconds, submit->expected_wait_seconds())) {
+    link::LinkResponse response;
+    response.mutable_refused()->set_handle(submit->handle());
+    response.mutable_refused()->set_attempt(submit->attempt());
+    FillLoad(router, response.mutable_refused()->mutable_load());
+    router.stream->Send(std::move(response));
+    return grpc::Status::OK;
+  }
   router.handles.insert(request.key.handle);
   since_step_.requests += 1;
-  since_step_.prompt_tokens += static_cast<int64_t>(request.prompt_ids.size());
+  since_step_.prompt_tokens +=
+      static_cast<int64_t>(request.prompt_ids.size()) - request.expected_cached_tokens;
   engine_->Submit(std::move(request));
   LoadChanged();
   return grpc::Status::OK;
@@ -195,7 +247,11 @@ void GroupServer::BeforeStep() {
 void GroupServer::Publish(const StepEvents& events) {
   absl::MutexLock lock(&mu_);
   in_step_ = {};
-  if (auto delta = cached_blocks_.Apply(events.cache)) Broadcast(*delta);
+  if (auto delta = cached_blocks_.Apply(events.cache)) {
+    for (auto& [id, router] : routers_) {
+      if (router.cache.follows) router.stream->Send(*delta);
+    }
+  }
   for (const AckEvent& ack : events.acks) {
     const auto it = routers_.find(ack.key.link);
     if (it != routers_.end()) it->second.stream->Send(ToMessage(ack));
@@ -249,7 +305,7 @@ void GroupServer::PublishLoadIfDue() {
   absl::MutexLock lock(&mu_);
   const absl::Time now = now_();
   if (LoadDue() > now) return;
-  Broadcast(ToMessage(CurrentLoad()));
+  for (const auto& [id, router] : routers_) SendLoad(router);
   pacer_.Sent(now);
   load_changed_ = false;
 }

@@ -70,20 +70,27 @@ class GroupServer : private group::v1::GroupLinkService::CallbackService, privat
     LinkStream* stream;
     std::string name;                       // as it calls itself, for logs
     absl::flat_hash_set<uint64_t> handles;  // in flight
+    CacheReader cache;
+    uint64_t submits = 0;  // that came in
   };
   // Requests handed to the engine that its last report cannot know.
   struct Pending {
     int requests = 0;
-    int64_t prompt_tokens = 0;
+    int64_t prompt_tokens = 0;  // not expected in the prefix cache
   };
 
   grpc::ServerBidiReactor<group::v1::LinkRequest, group::v1::LinkResponse>* Link(
       grpc::CallbackServerContext* context) override;
   grpc::Status OnRequest(uint64_t link_id, group::v1::LinkRequest* request) override;
+  void OnWritable(uint64_t link_id) override;
   void OnClosed(uint64_t link_id) override;
 
   grpc::Status OnSubmit(uint64_t link_id, group::v1::Submit* submit);
-  void Greet(LinkStream* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Greet(const Router& router) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SendBuckets(Router* router) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SendLoad(const Router& router) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FillLoad(const Router& router, group::v1::Load* load) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Broadcast(const group::v1::LinkResponse& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   LoadReport CurrentLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Time LoadDue() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -36,7 +36,9 @@ class DispatcherTest : public ::testing::Test {
     hello.limits.vocab_size = 400;
     hello.limits.max_model_len = 4096;
     core_.OnEvent(group, hello, now_);
-    core_.OnEvent(group, GroupLoad{.free_blocks = 100, .prefill_seconds_per_token = 1e-3}, now_);
+    core_.OnEvent(group,
+                  GroupLoad{.free_blocks = 100, .prefill_seconds_per_token = 1e-3, .epoch = epoch},
+                  now_);
   }
 
   std::shared_ptr<Request> Ask(const std::string& id, int prompt_tokens = 10) {
@@ -72,7 +74,7 @@ class DispatcherTest : public ::testing::Test {
         submits_.emplace_back(group, *submit);
       if (auto* cancel = std::get_if<CancelCommand>(&command))
         cancels_.emplace_back(group, *cancel);
-      snapshots_ += std::holds_alternative<SnapshotCommand>(command);
+      syncs_ += std::holds_alternative<CacheSyncCommand>(command);
     }
     for (auto& [handle, event] : actions.events) {
       if (auto* delta = std::get_if<DeltaEvent>(&event)) text_ += delta->text;
@@ -122,7 +124,7 @@ class DispatcherTest : public ::testing::Test {
   std::vector<std::pair<int, SubmitCommand>> submits_;
   std::vector<std::pair<int, CancelCommand>> cancels_;
   std::string text_;
-  int starts_ = 0, snapshots_ = 0;
+  int starts_ = 0, syncs_ = 0;
   std::vector<FinishEvent> finishes_;
   std::optional<EndEvent> end_;
   std::optional<ApiError> error_;
@@ -361,12 +363,37 @@ TEST_F(DispatcherTest, EndTellsTheGroupAtOnceAndFreesTheRequestId) {
   Start(2, Ask("r"));
 }
 
-TEST_F(DispatcherTest, ALostCacheDeltaAsksForASnapshot) {
+TEST_F(DispatcherTest, FollowsTheCacheOfAGroupThatServes) {
   Ready(0);
-  core_.OnEvent(0, SnapshotChunk{.epoch = 1, .seq = 4, .hashes = {}, .last = true}, now_);
+  Collect();
+  EXPECT_EQ(syncs_, 1);
+  core_.OnEvent(0, CacheSyncReply{.number = 1, .epoch = 1, .resumed = false, .seq = 4}, now_);
   core_.OnEvent(0, CacheDelta{.epoch = 1, .seq = 6, .stored = {}, .removed = {}}, now_);
   Collect();
-  EXPECT_EQ(snapshots_, 1);
+  EXPECT_EQ(syncs_, 2);  // 5 is missing
+}
+
+TEST_F(DispatcherTest, ARequestThatIsSentBackIsPlacedAgainOnceAndThenStays) {
+  Ready(0);
+  Ready(1);
+  const SubmitCommand first = Start(1, Ask("r"));
+  const int busy = group_;
+  ASSERT_TRUE(first.expected_wait_seconds.has_value());
+  EXPECT_EQ(*first.expected_wait_seconds, 0);
+  GroupLoad load{.free_blocks = 100, .drain_seconds = 1, .prefill_seconds_per_token = 1e-3};
+  load.epoch = 1;
+  core_.OnEvent(busy, Refused{first.handle, first.attempt, load}, now_);
+  const SubmitCommand second = TakeSubmit();
+  EXPECT_NE(group_, busy);
+  EXPECT_EQ(second.attempt, 2);
+  EXPECT_FALSE(second.expected_wait_seconds.has_value());
+  core_.OnEvent(busy, Refused{first.handle, first.attempt, load}, now_);  // twice: of no attempt
+  Collect();
+  EXPECT_TRUE(submits_.empty());
+  Say(second, "a", 0, TokenFinish::kLength);
+  Collect();
+  EXPECT_TRUE(end_.has_value());
+  EXPECT_EQ(end_->summary.retries, 0);
 }
 
 TEST_F(DispatcherTest, EosIsNoText) {

@@ -1,5 +1,6 @@
 #include "router/group_table.h"
 
+#include <numeric>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -31,21 +32,50 @@ uint64_t Digest(const std::vector<BlockHash>& hashes) {
   return sum;
 }
 
+std::vector<uint8_t> AllBuckets() {
+  std::vector<uint8_t> buckets(kNumDigestBuckets);
+  std::iota(buckets.begin(), buckets.end(), 0);
+  return buckets;
+}
+
 class GroupTableTest : public ::testing::Test {
  protected:
+  // Group 0 serves and holds three blocks.
   GroupTableTest() {
     groups_.OnHello(0, Hello(7), kNow);
-    groups_.OnSnapshot(0, {.epoch = 7, .seq = 10, .hashes = {}, .last = true}, kNow);
+    const uint64_t number = TakeSync().number;
+    groups_.OnCache(0, CacheSyncReply{.number = number, .epoch = 7, .seq = 10}, kNow);
+    groups_.OnCache(0, BucketContents{7, 10, AllBuckets(), Hashes(3)}, kNow);
   }
-  CacheDelta Stored(uint64_t seq, std::vector<BlockHash> hashes) {
-    return {.epoch = 7, .seq = seq, .stored = hashes, .removed = {}, .digest = Digest(hashes)};
+  CacheSyncCommand TakeSync() {
+    const auto commands = groups_.TakeCommands();
+    EXPECT_EQ(commands.size(), 1u);
+    return commands.empty() ? CacheSyncCommand() : std::get<CacheSyncCommand>(commands[0].second);
   }
+  GroupView View(int group, int num_blocks = 5) {
+    return groups_.Views(Hashes(num_blocks), 0)[group];
+  }
+
+  const std::vector<BlockHash> two_ = Hashes(2), five_ = Hashes(5);
   GroupTable groups_{{{"a", "x:1"}, {"b", "x:2"}}};
 };
 
-TEST_F(GroupTableTest, AppliesDeltasInOrder) {
-  EXPECT_FALSE(groups_.OnDelta(0, Stored(11, Hashes(3)), kNow));
-  EXPECT_EQ(groups_.Views(Hashes(5), 0)[0].matched_blocks, 3);
+TEST_F(GroupTableTest, AppliesDeltas) {
+  EXPECT_EQ(View(0).matched_blocks, 3);
+  groups_.OnCache(0, CacheDelta{7, 11, {five_[3]}, {}, false, Digest(Hashes(4))}, kNow);
+  EXPECT_EQ(View(0).matched_blocks, 4);
+  EXPECT_TRUE(groups_.TakeCommands().empty());
+}
+
+TEST_F(GroupTableTest, AGroupThatIsNotInSyncIsScoredByItsLoadOnly) {
+  groups_.OnHello(1, Hello(7), kNow);
+  groups_.OnCache(1, CacheSyncReply{.number = TakeSync().number, .epoch = 7, .seq = 1}, kNow);
+  groups_.OnCache(1, BucketContents{7, 1, {0, 1, 2}, Hashes(3)}, kNow);
+  EXPECT_FALSE(groups_.cache(1).in_sync());
+  EXPECT_EQ(View(1).matched_blocks, 0);
+  EXPECT_TRUE(View(1).accepting);
+  groups_.OnCache(1, BucketContents{7, 1, AllBuckets(), Hashes(3)}, kNow);
+  EXPECT_EQ(View(1).matched_blocks, 3);
 }
 
 TEST_F(GroupTableTest, ShowsEveryRankAsReadyOnceTheGroupIs) {
@@ -56,42 +86,6 @@ TEST_F(GroupTableTest, ShowsEveryRankAsReadyOnceTheGroupIs) {
   groups_.OnHello(1, Hello(7), kNow);
   EXPECT_EQ(groups_[1].progress.at(0).phase, "ready");
   EXPECT_EQ(groups_[1].progress.at(1).phase, "ready");
-}
-
-TEST_F(GroupTableTest, AsksForASnapshotAfterAGapAndIgnoresDeltasUntilItIsComplete) {
-  EXPECT_TRUE(groups_.OnDelta(0, Stored(12, Hashes(3)), kNow));
-  EXPECT_EQ(groups_.index().num_blocks(0), 0);
-  EXPECT_FALSE(groups_.OnDelta(0, Stored(13, Hashes(3)), kNow));
-  groups_.OnSnapshot(0, {.epoch = 7, .seq = 13, .hashes = Hashes(2), .last = false}, kNow);
-  EXPECT_FALSE(groups_[0].in_sync);
-  groups_.OnSnapshot(0, {.epoch = 7, .seq = 13, .hashes = Hashes(4), .last = true}, kNow);
-  EXPECT_TRUE(groups_[0].in_sync);
-  EXPECT_EQ(groups_.index().num_blocks(0), 4);
-  CacheDelta next{.epoch = 7, .seq = 14, .stored = {}, .removed = Hashes(4), .digest = 0};
-  EXPECT_FALSE(groups_.OnDelta(0, next, kNow));
-  EXPECT_EQ(groups_.index().num_blocks(0), 0);
-}
-
-TEST_F(GroupTableTest, AsksForASnapshotWhenTheDigestDiffers) {
-  CacheDelta delta = Stored(11, Hashes(3));
-  ++delta.digest;
-  EXPECT_TRUE(groups_.OnDelta(0, delta, kNow));
-  EXPECT_FALSE(groups_[0].in_sync);
-}
-
-TEST_F(GroupTableTest, ClearedComesBeforeStored) {
-  groups_.OnDelta(0, Stored(11, Hashes(3)), kNow);
-  CacheDelta delta = Stored(12, Hashes(1));
-  delta.cleared = true;
-  EXPECT_FALSE(groups_.OnDelta(0, delta, kNow));
-  EXPECT_EQ(groups_.index().num_blocks(0), 1);
-}
-
-TEST_F(GroupTableTest, DropsCacheNewsOfAnotherEpoch) {
-  CacheDelta delta = Stored(11, Hashes(3));
-  delta.epoch = 6;
-  EXPECT_FALSE(groups_.OnDelta(0, delta, kNow));
-  EXPECT_EQ(groups_.index().num_blocks(0), 0);
 }
 
 TEST_F(GroupTableTest, AReadyGroupIsSilentAfterOneSecondALoadingOneLater) {
@@ -110,27 +104,75 @@ TEST_F(GroupTableTest, RefusesAGroupThatServesAnotherModel) {
   EXPECT_EQ(groups_[1].last_error, "serves model_key another, other groups serve m");
 }
 
-TEST_F(GroupTableTest, ADownGroupForgetsItsCacheButNotItsRequestsOrDrain) {
-  groups_.OnDelta(0, Stored(11, Hashes(3)), kNow);
-  groups_.Dispatch(0, Hashes(2), 0.5);
+TEST_F(GroupTableTest, AGroupThatComesBackInItsEpochGoesOnFromWhereItWas) {
+  groups_.Dispatch(1, 0, two_, {}, kNow);
   groups_[0].drained_here = true;
-  groups_.OnDown(0, "gone");
-  EXPECT_EQ(groups_.index().num_blocks(0), 0);
+  groups_.OnDown(0, "gone", kNow);
+  EXPECT_FALSE(groups_.cache(0).in_sync());
   EXPECT_EQ(groups_[0].requests_here, 1);
   EXPECT_TRUE(groups_[0].drained_here);
   EXPECT_EQ(groups_[0].last_error, "gone");
-  groups_.Retire(0, Hashes(2));
+  groups_.Retire(1);
   EXPECT_EQ(groups_[0].requests_here, 0);
+
+  groups_.OnHello(0, Hello(7), kNow);
+  const CacheSyncCommand sync = TakeSync();
+  EXPECT_EQ(sync.epoch, 7u);
+  EXPECT_EQ(sync.seq, 10u);
+  groups_.OnCache(0, CacheSyncReply{sync.number, 7, /*resumed=*/true, 10}, kNow);
+  EXPECT_EQ(View(0).matched_blocks, 3);
 }
 
-TEST_F(GroupTableTest, WhatWasDispatchedCountsUntilTheNextLoad) {
-  groups_.Dispatch(0, Hashes(2), 0.5);
-  GroupView view = groups_.Views(Hashes(5), 0)[0];
-  EXPECT_DOUBLE_EQ(view.unreported_seconds, 0.5);
-  EXPECT_EQ(view.active_blocks, 2);
-  EXPECT_EQ(view.matched_blocks, 2);
-  groups_.OnLoad(0, {}, kNow);
-  EXPECT_DOUBLE_EQ(groups_.Views(Hashes(5), 0)[0].unreported_seconds, 0);
+TEST_F(GroupTableTest, ANewEpochVoidsTheCache) {
+  groups_.OnDown(0, "gone", kNow);
+  groups_.OnHello(0, Hello(8), kNow);
+  EXPECT_EQ(groups_.index().num_blocks(0), 0);
+  EXPECT_EQ(TakeSync().epoch, 0u);
+}
+
+TEST_F(GroupTableTest, WhatWasDispatchedCountsUntilALoadHasCountedIt) {
+  groups_.Dispatch(1, 0, two_, {.prefill_seconds = 0.5}, kNow);
+  groups_.Dispatch(2, 0, two_, {.prefill_seconds = 0.25}, kNow);
+  EXPECT_DOUBLE_EQ(View(0).unreported_seconds, 0.75);
+  groups_.OnLoad(0, {.epoch = 7, .cache_seq = 10, .submits = 1},
+                 kNow);  // sent before the second came
+  EXPECT_DOUBLE_EQ(View(0).unreported_seconds, 0.25);
+  groups_.OnLoad(0, {.epoch = 6, .cache_seq = 10, .submits = 2}, kNow);  // of another epoch
+  EXPECT_DOUBLE_EQ(View(0).unreported_seconds, 0.25);
+  groups_.OnLoad(0, {.epoch = 7, .cache_seq = 10, .submits = 2}, kNow);
+  EXPECT_DOUBLE_EQ(View(0).unreported_seconds, 0);
+}
+
+TEST_F(GroupTableTest, BlocksOfADispatchedRequestCountAtOnceAndUntilItIsOver) {
+  groups_.Dispatch(1, 0, five_, {}, kNow);
+  EXPECT_EQ(View(0).matched_blocks, 5);
+  EXPECT_EQ(View(0).active_blocks, 5);
+  groups_.Confirm(1, 3 * kBlockSize);
+  groups_.Tick(kNow + absl::Seconds(100));
+  EXPECT_EQ(View(0).matched_blocks, 5);
+  groups_.Retire(1);
+  EXPECT_EQ(View(0).matched_blocks, 3);
+  EXPECT_EQ(View(0).active_blocks, 0);
+}
+
+TEST_F(GroupTableTest, WhatIsNotAcknowledgedInTwiceTheForeseenTimeCountsNoMore) {
+  groups_.Dispatch(1, 0, five_, {.wait_seconds = 2, .prefill_seconds = 1, .cached_tokens = 64},
+                   kNow);
+  groups_.Tick(kNow + absl::Seconds(6));
+  EXPECT_EQ(View(0).matched_blocks, 5);
+  groups_.Tick(kNow + absl::Milliseconds(6100));
+  EXPECT_EQ(View(0).matched_blocks, 3);
+  EXPECT_EQ(groups_.forecasts().expired, 1);
+  groups_.Confirm(1, 128);  // it was admitted after all
+  EXPECT_EQ(View(0).matched_blocks, 5);
+  EXPECT_EQ(groups_.forecasts().confirmed, 1);
+  EXPECT_EQ(groups_.forecasts().foreseen_cached_tokens, 64);
+  EXPECT_EQ(groups_.forecasts().found_cached_tokens, 128);
+  groups_.Retire(1);
+  groups_.Dispatch(2, 0, five_, {}, kNow);
+  groups_.Retire(2, /*refused=*/true);
+  EXPECT_EQ(groups_.forecasts().refused, 1);
+  EXPECT_EQ(View(0).matched_blocks, 3);
 }
 
 }  // namespace

@@ -22,8 +22,10 @@ namespace link = ::bough::group::v1;
 struct FakeScript {
   std::vector<int32_t> tokens;             // of every choice
   link::Finish finish = link::FINISH_EOS;  // carried by the last
-  int die_after = -1;     // the stream breaks once this many tokens of a request were sent
-  std::string refuse;     // Done with this reason instead of an answer
+  int die_after = -1;  // the stream breaks once this many tokens of a request were sent
+  std::string refuse;  // Done with this reason instead of an answer
+  // A Submit that says what wait it expects is sent back, once the group's real wait is this long.
+  double drain_seconds = 0;
   bool mute = false;      // takes requests and says nothing about them
   bool hold_end = false;  // the last token is never sent
   int cached_tokens = 0, shared_blocks = 0;
@@ -85,6 +87,7 @@ class FakeGroup final : public link::GroupLinkService::Service {
       stream_ = stream;
       context_ = context;
       ++epoch_;
+      stream_submits_ = 0;
       SendHello();
     }
     link::LinkRequest request;
@@ -92,6 +95,7 @@ class FakeGroup final : public link::GroupLinkService::Service {
       absl::MutexLock lock(&mutex_);
       if (request.has_submit()) OnSubmit(request.submit());
       if (request.has_cancel()) cancels_.push_back(request.cancel());
+      if (request.has_cache_sync()) OnSync(request.cache_sync());
     }
     absl::MutexLock lock(&mutex_);
     stream_ = nullptr;
@@ -121,22 +125,50 @@ class FakeGroup final : public link::GroupLinkService::Service {
     hello->mutable_limits()->set_bos_token_id(1);
     hello->mutable_limits()->set_eos_token_id(2);
     Send(message);
-    message.mutable_snapshot()->set_epoch(epoch_);
-    message.mutable_snapshot()->set_last(true);
-    Send(message);
     SendLoad();
+  }
+
+  // Nothing is cached.
+  void OnSync(const link::CacheSync& sync) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    link::LinkResponse message;
+    message.mutable_cache_sync_reply()->set_number(sync.number());
+    message.mutable_cache_sync_reply()->set_epoch(epoch_);
+    Send(message);
+    message.mutable_buckets()->set_epoch(epoch_);
+    for (int b = 0; b < kNumDigestBuckets; ++b) {
+      message.mutable_buckets()->mutable_buckets()->push_back(static_cast<char>(b));
+    }
+    Send(message);
+  }
+
+  link::Load Load() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    link::Load load;
+    load.set_epoch(epoch_);
+    load.set_free_blocks(1000);
+    load.set_prefill_seconds_per_token(1e-4);
+    load.set_drain_seconds(script_.drain_seconds);
+    load.set_submits(stream_submits_);
+    return load;
   }
 
   void SendLoad() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     link::LinkResponse message;
-    message.mutable_load()->set_free_blocks(1000);
-    message.mutable_load()->set_prefill_seconds_per_token(1e-4);
+    *message.mutable_load() = Load();
     Send(message);
   }
 
   void OnSubmit(const link::Submit& submit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     submits_.push_back(submit);
+    ++stream_submits_;
     if (script_.mute) return;
+    if (submit.has_expected_wait_seconds() &&
+        script_.drain_seconds > 1.25 * submit.expected_wait_seconds() + 0.05) {
+      link::LinkResponse message;
+      message.mutable_refused()->set_handle(submit.handle());
+      message.mutable_refused()->set_attempt(submit.attempt());
+      *message.mutable_refused()->mutable_load() = Load();
+      return Send(message);
+    }
     if (!script_.refuse.empty())
       return SendDone(submit, grpc::StatusCode::UNAVAILABLE, script_.refuse);
     link::LinkResponse message;
@@ -213,6 +245,7 @@ class FakeGroup final : public link::GroupLinkService::Service {
   Stream* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;
   grpc::ServerContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t stream_submits_ ABSL_GUARDED_BY(mutex_) = 0;
   bool dead_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<link::Submit> submits_ ABSL_GUARDED_BY(mutex_);
   std::vector<link::Cancel> cancels_ ABSL_GUARDED_BY(mutex_);

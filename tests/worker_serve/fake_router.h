@@ -24,6 +24,7 @@ inline link::Submit MakeSubmit(uint64_t handle, uint64_t epoch, const std::vecto
                                int n, int max_tokens) {
   link::Submit submit;
   submit.set_handle(handle);
+  submit.set_group("g0");
   submit.set_epoch(epoch);
   submit.set_attempt(1);
   submit.set_request_id("r" + std::to_string(handle));
@@ -61,16 +62,36 @@ class FakeRouter {
     request.mutable_cancel()->set_choice(choice);
     Send(request);
   }
-  void AskForSnapshot() {
+  // Asks for all that follows delta `seq` of `epoch`; (0, 0) = for everything.
+  void Sync(uint64_t of_epoch = 0, uint64_t after_seq = 0) {
     link::LinkRequest request;
-    request.mutable_snapshot();
+    request.mutable_cache_sync()->set_epoch(of_epoch);
+    request.mutable_cache_sync()->set_seq(after_seq);
+    Send(request);
+  }
+  // Has all of the group's cached blocks.
+  void SyncAll() {
+    Sync();
+    for (missing_buckets = kNumDigestBuckets; missing_buckets > 0;) {
+      Next(link::LinkResponse::kBuckets);
+    }
+  }
+  void AskForDigests(uint64_t of_epoch) {
+    link::LinkRequest request;
+    request.mutable_digests()->set_epoch(of_epoch);
+    Send(request);
+  }
+  void AskForBuckets(uint64_t of_epoch, const std::string& buckets) {
+    link::LinkRequest request;
+    request.mutable_buckets()->set_epoch(of_epoch);
+    request.mutable_buckets()->set_buckets(buckets);
     Send(request);
   }
   // The group takes messages in order: once it answers this one it has taken all before.
-  // REQUIRES: the greeting has been read.
   void WaitUntilHeard() {
-    AskForSnapshot();
-    Next(link::LinkResponse::kSnapshot);
+    while (epoch == 0) Next();
+    AskForDigests(epoch);
+    Next(link::LinkResponse::kBucketDigests);
   }
   void Vanish() { context_.TryCancel(); }
 
@@ -104,7 +125,8 @@ class FakeRouter {
   std::map<std::pair<uint64_t, int>, std::vector<int32_t>> tokens;
   // The group's cached blocks as told, their digest, and the last seq.
   std::set<std::string> cached;
-  uint64_t digest = 0, seq = 0;
+  uint64_t epoch = 0, digest = 0, seq = 0;
+  int missing_buckets = 0;  // after Sync: contents that did not come yet
 
  private:
   void Note(const link::LinkResponse& response) {
@@ -113,33 +135,37 @@ class FakeRouter {
       EXPECT_EQ(static_cast<size_t>(row.index()), answer.size());
       answer.push_back(row.token());
     }
-    if (response.has_snapshot()) {
-      if (snapshot_is_complete_) Clear();
-      Store(response.snapshot().hashes());
-      seq = response.snapshot().seq();
-      snapshot_is_complete_ = response.snapshot().last();
+    if (response.has_hello()) epoch = response.hello().epoch();
+    if (response.has_cache_sync_reply() && !response.cache_sync_reply().resumed()) {
+      Clear();
+      seq = response.cache_sync_reply().seq();
+    }
+    if (response.has_buckets()) {
+      EXPECT_EQ(response.buckets().seq(), seq);
+      missing_buckets -= static_cast<int>(response.buckets().buckets().size());
+      for (const std::string& hash : Split(response.buckets().hashes())) Store(hash);
     }
     if (response.has_cache_delta()) {
       const link::CacheDelta& delta = response.cache_delta();
       EXPECT_EQ(delta.seq(), seq + 1);
       seq = delta.seq();
+      if (delta.cleared()) Clear();
       for (const std::string& hash : Split(delta.removed())) {
         EXPECT_EQ(cached.erase(hash), 1u);
         digest -= Term(hash);
       }
-      Store(delta.stored());
-      EXPECT_EQ(delta.digest(), digest);
+      for (const std::string& hash : Split(delta.stored())) Store(hash);
+      if (missing_buckets == 0) {
+        EXPECT_EQ(delta.digest(), digest);
+      }
     }
   }
   void Clear() {
     cached.clear();
     digest = 0;
   }
-  void Store(const std::string& hashes) {
-    for (const std::string& hash : Split(hashes)) {
-      EXPECT_TRUE(cached.insert(hash).second);
-      digest += Term(hash);
-    }
+  void Store(const std::string& hash) {
+    if (cached.insert(hash).second) digest += Term(hash);
   }
   static std::vector<std::string> Split(const std::string& hashes) {
     EXPECT_EQ(hashes.size() % 16, 0u);
@@ -157,7 +183,6 @@ class FakeRouter {
   std::unique_ptr<link::GroupLinkService::Stub> stub_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReaderWriter<link::LinkRequest, link::LinkResponse>> stream_;
-  bool snapshot_is_complete_ = true;
 };
 
 }  // namespace bough::testing

@@ -120,13 +120,14 @@ TEST_F(GroupServerTest, WhileLoadingRefusesToServe) {
   EXPECT_EQ(done.reason(), "LOADING");
 }
 
-TEST_F(GroupServerTest, OnceReadySaysHelloSnapshotAndLoad) {
+TEST_F(GroupServerTest, OnceReadySaysHelloAndLoad) {
   FakeRouter router(address_);
   EXPECT_FALSE(router.Next().hello().ready());
   Serve();
   EXPECT_TRUE(router.Next().hello().ready());
-  EXPECT_TRUE(router.Next().snapshot().last());
-  EXPECT_EQ(router.Next().load().free_blocks(), 64);
+  const link::Load load = router.Next().load();
+  EXPECT_EQ(load.free_blocks(), 64);
+  EXPECT_EQ(load.epoch(), kEpoch);
 }
 
 TEST_F(GroupServerTest, HealthFollowsTheLifeCycle) {
@@ -178,7 +179,6 @@ TEST_F(GroupServerTest, AnotherAttemptGoesOnAfterWhatWasEmitted) {
 TEST_F(GroupServerTest, ACancelledRequestEndsInCancelled) {
   Serve();
   FakeRouter router(address_);
-  router.Next(Response::kLoad);  // the greeting's end
   router.Send(MakeSubmit(5, kEpoch, Tokens(10), 1, 500));
   Step();
   router.Cancel(5, -1);
@@ -205,15 +205,16 @@ TEST_F(GroupServerTest, RoutersDoNotSeeEachOthersRequests) {
   EXPECT_EQ((b.tokens[{1, 0}]), testing::ExpectedAnswer(second, second.choices[0], limits).tokens);
 }
 
-TEST_F(GroupServerTest, SnapshotAndDeltasGiveEveryRouterTheSameSet) {
+TEST_F(GroupServerTest, BucketsAndDeltasGiveEveryRouterTheSameSet) {
   Serve();
   FakeRouter a(address_);
+  a.SyncAll();
   a.Send(MakeSubmit(1, kEpoch, Tokens(200, 1), 1, 2));
   StepUntilDone(1);
   a.NextDone();
+  EXPECT_EQ(a.cached.size(), 3);
   FakeRouter b(address_);
-  b.Next(Response::kLoad);  // the snapshot lies before it
-  EXPECT_EQ(b.cached.size(), 3);
+  b.SyncAll();
   EXPECT_EQ(b.cached, a.cached);
 
   for (uint64_t handle = 2; handle < 30; ++handle) {  // more than the cache can hold
@@ -221,12 +222,74 @@ TEST_F(GroupServerTest, SnapshotAndDeltasGiveEveryRouterTheSameSet) {
     StepUntilDone(1);
     a.NextDone();
   }
-  b.AskForSnapshot();
-  b.Next(Response::kSnapshot);
+  b.WaitUntilHeard();
+  b.SyncAll();
   EXPECT_EQ(b.cached, a.cached);
   EXPECT_EQ(b.digest, a.digest);
   EXPECT_EQ(b.seq, a.seq);
   EXPECT_EQ(static_cast<int>(a.cached.size()), engine_->Load().cached_blocks);
+}
+
+TEST_F(GroupServerTest, ARouterThatComesBackHearsOnlyWhatItMissed) {
+  Serve();
+  FakeRouter before(address_), after(address_);
+  before.SyncAll();
+  before.Send(MakeSubmit(1, kEpoch, Tokens(200, 1), 1, 2));
+  StepUntilDone(1);
+  before.NextDone();
+  const uint64_t seq = before.seq;
+  before.Send(MakeSubmit(2, kEpoch, Tokens(200, 2), 1, 2));
+  StepUntilDone(1);
+  before.NextDone();
+  after.Sync(kEpoch, seq);
+  EXPECT_TRUE(after.Next(Response::kCacheSyncReply).cache_sync_reply().resumed());
+  after.seq = seq;
+  after.missing_buckets = 1;  // it lacks what `before` had: no digest to compare
+  while (after.seq < before.seq) after.Next(Response::kCacheDelta);
+  EXPECT_EQ(after.cached.size(), 3);
+}
+
+TEST_F(GroupServerTest, ALargeCacheIsSentBesideEverythingElse) {
+  Serve();
+  constexpr uint64_t kNumBlocks = 300'000;  // 4.8 MB: far more than may be queued at once
+  StepEvents events;
+  events.load = engine_->Load();
+  for (uint64_t i = 0; i < kNumBlocks; ++i) events.cache.stored.push_back({i, ~i});
+  server_.Publish(events);
+  FakeRouter router(address_);
+  router.Sync();
+  router.Send(MakeSubmit(5, kEpoch, Tokens(10), 1, 1));
+  StepUntilDone(1);
+  router.missing_buckets = kNumDigestBuckets;
+  router.NextDone();
+  EXPECT_GT(router.missing_buckets, 0);
+  while (router.missing_buckets > 0) router.Next(Response::kBuckets);
+  EXPECT_EQ(router.cached.size(), kNumBlocks);
+}
+
+TEST_F(GroupServerTest, OnlyTheBucketsAskedForAreSentAgain) {
+  Serve();
+  StepEvents events;
+  events.load = engine_->Load();
+  for (uint64_t i = 0; i < 1000; ++i) events.cache.stored.push_back({i, ~i});
+  server_.Publish(events);
+  FakeRouter router(address_);
+  router.AskForDigests(kEpoch + 1);  // no answer
+  router.AskForDigests(kEpoch);
+  const link::BucketDigests digests = router.Next(Response::kBucketDigests).bucket_digests();
+  EXPECT_EQ(digests.seq(), 1);
+  uint64_t sum = 0, bucket_3 = 0;
+  for (const uint64_t digest : digests.digests()) sum += digest;
+  for (const BlockHash& hash : events.cache.stored) {
+    sum -= DigestTerm(hash);
+    if (DigestBucket(hash) == 3) bucket_3 += DigestTerm(hash);
+  }
+  EXPECT_EQ(sum, 0u);
+  EXPECT_EQ(digests.digests(3), bucket_3);
+  router.seq = 1;
+  router.AskForBuckets(kEpoch, "\x03");
+  EXPECT_EQ(router.Next(Response::kBuckets).buckets().buckets(), "\x03");
+  EXPECT_EQ(router.digest, bucket_3);
 }
 
 TEST_F(GroupServerTest, ASubmitForAnotherEpochIsStale) {
@@ -236,7 +299,57 @@ TEST_F(GroupServerTest, ASubmitForAnotherEpochIsStale) {
   const link::Done done = router.NextDone();
   EXPECT_EQ(done.code(), grpc::StatusCode::ABORTED);
   EXPECT_EQ(done.reason(), "STALE_EPOCH");
-  EXPECT_EQ(done.message(), "epoch: must be 7, is 6");
+  EXPECT_EQ(done.message(), "group, epoch: must be g0, 7, are g0, 6");
+  link::Submit submit = MakeSubmit(6, kEpoch, Tokens(10), 1, 4);
+  submit.set_group("another");
+  router.Send(submit);
+  EXPECT_EQ(router.NextDone().reason(), "STALE_EPOCH");
+}
+
+TEST_F(GroupServerTest, ARequestIsSentBackWhenTheQueueIsMuchLongerThanItsRouterThought) {
+  Serve();
+  StepEvents events;
+  events.load = engine_->Load();
+  events.load.drain_seconds = 1.0;
+  server_.Publish(events);
+  FakeRouter router(address_);
+  link::Submit submit = MakeSubmit(5, kEpoch, Tokens(10), 1, 4);
+  submit.set_expected_wait_seconds(0.79);  // 25 % more is less than 1 s
+  router.Send(submit);
+  const link::Refused refused = router.Next(Response::kRefused).refused();
+  EXPECT_EQ(refused.handle(), 5);
+  EXPECT_EQ(refused.attempt(), 1);
+  EXPECT_EQ(refused.load().drain_seconds(), 1.0);
+  EXPECT_EQ(refused.load().submits(), 1u);
+  submit.set_expected_wait_seconds(0.81);
+  router.Send(submit);  // under its old handle: it was never taken
+  StepUntilDone(1);
+  EXPECT_EQ(router.NextDone().code(), 0);
+  events.load.drain_seconds = 1.0;
+  server_.Publish(events);
+  submit.clear_expected_wait_seconds();
+  submit.set_handle(6);
+  router.Send(submit);
+  StepUntilDone(1);
+  EXPECT_EQ(router.NextDone().code(), 0);
+}
+
+TEST_F(GroupServerTest, WhatIsExpectedInTheCacheIsNoQueue) {
+  Serve();
+  StepEvents events;
+  events.load = engine_->Load();
+  events.load.prefill_seconds_per_token = 1e-3;
+  server_.Publish(events);
+  FakeRouter router(address_);
+  link::Submit submit = MakeSubmit(5, kEpoch, Tokens(200), 1, 4);
+  submit.set_expected_cached_tokens(128);
+  router.Send(submit);
+  router.WaitUntilHeard();
+  Advance(absl::Milliseconds(5));
+  server_.PublishLoadIfDue();
+  link::Load load;
+  while (load.submits() == 0) load = router.Next(Response::kLoad).load();
+  EXPECT_DOUBLE_EQ(load.drain_seconds(), 0.072);
 }
 
 TEST_F(GroupServerTest, WhatTheWireGetsWrongIsRefusedFieldByField) {
@@ -346,10 +459,10 @@ TEST_F(GroupServerTest, LoadIsSentWhenDueAndNotBefore) {
     Advance(absl::Milliseconds(10));
     server_.PublishLoadIfDue();  // idle: only the tenth is due
   }
-  router.AskForSnapshot();
+  router.Sync();
   EXPECT_TRUE(router.Next().has_load());
   EXPECT_TRUE(router.Next().has_load());
-  EXPECT_TRUE(router.Next().has_snapshot());
+  EXPECT_TRUE(router.Next().has_cache_sync_reply());
 }
 
 TEST_F(GroupServerTest, LoadCountsWhatTheEngineHasNotSeenYet) {

@@ -1,3 +1,9 @@
+// Clearing. Clear(g) only notes its number in cleared_at_[g]; a region's swept_at_ is the number of the
+// last clear when its masks were last rid of stale bits. So bit g of a mask counts if cleared_at_[g] <=
+// swept_at_[region]. A region is swept before a group that is stale there is added to it, so a bit is
+// never both stale and fresh. A reader loads swept_at_ before the mask: what it then takes for fresh
+// was swept before, and what it takes for stale was so when it looked.
+
 #include "router/prefix_index.h"
 
 #include <algorithm>
@@ -8,88 +14,168 @@
 namespace bough::router {
 namespace {
 
+// Between the load of a bucket into cache and its use, in blocks.
+constexpr size_t kPrefetchAhead = 12;
+// What one Sweep visits, in entries, and in regions where they are empty.
+constexpr size_t kSweepEntries = 2000;
+constexpr int kSweepRegions = 256;
+
 uint64_t Bit(int group) {
   CHECK_GE(group, 0);
   CHECK_LT(group, kMaxGroups);
   return uint64_t{1} << group;
 }
 
-// `mask_of(hash)` gives the groups that hold it. A group's depth is where it first drops out.
-template <typename MaskOf>
-GroupDepths MatchChain(std::span<const BlockHash> chain, MaskOf mask_of) {
-  GroupDepths depth = {};
-  uint64_t alive = ~uint64_t{0};
-  for (const BlockHash& hash : chain) {
-    alive &= mask_of(hash);
-    if (alive == 0) break;
-    for (uint64_t rest = alive; rest != 0; rest &= rest - 1) ++depth[std::countr_zero(rest)];
-  }
-  return depth;
-}
-
 }  // namespace
 
-PrefixIndex::PrefixIndex(size_t max_blocks) : max_blocks_(max_blocks) { complete_.fill(true); }
+PrefixIndex::PrefixIndex(size_t max_blocks)
+    : table_(max_blocks), swept_at_(new std::atomic<uint32_t>[kNumRegions]()) {
+  complete_.fill(true);
+}
 
-void PrefixIndex::Reserve(size_t num_blocks) { masks_.reserve(std::min(num_blocks, max_blocks_)); }
+void PrefixIndex::Reserve(size_t num_blocks) { table_.Reserve(num_blocks); }
+
+void PrefixIndex::Count(int group, const BlockHash& hash) {
+  if (bucket_digests_[group] == nullptr) bucket_digests_[group] = std::make_unique<BucketDigests>();
+  ++num_blocks_[group];
+  digest_[group] += DigestTerm(hash);
+  (*bucket_digests_[group])[DigestBucket(hash)] += DigestTerm(hash);
+}
+
+void PrefixIndex::Discount(int group, const BlockHash& hash) {
+  --num_blocks_[group];
+  digest_[group] -= DigestTerm(hash);
+  (*bucket_digests_[group])[DigestBucket(hash)] -= DigestTerm(hash);
+}
+
+void PrefixIndex::Refuse(int group) {
+  complete_[group] = false;
+  ++num_refused_;
+}
 
 void PrefixIndex::Add(int group, std::span<const BlockHash> hashes) {
   const uint64_t bit = Bit(group);
-  for (const BlockHash& hash : hashes) {
-    if (masks_.size() == max_blocks_ && !masks_.contains(hash)) {
-      complete_[group] = false;
-      ++num_refused_;
-      continue;
+  auto drop = [this](const BlockHash& hash, uint64_t mask) {
+    mask &= ~StaleGroups(pending_, swept_at_[RegionOf(HashPosition(hash))]);
+    for (; mask != 0; mask &= mask - 1) {
+      Discount(std::countr_zero(mask), hash);
+      Refuse(std::countr_zero(mask));
     }
-    uint64_t& mask = masks_[hash];
+  };
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    if (i + kPrefetchAhead < hashes.size()) table_.PrefetchForWrite(hashes[i + kPrefetchAhead]);
+    const BlockHash& hash = hashes[i];
+    const int region = RegionOf(HashPosition(hash));
+    if (IsStale(group, region)) SweepRegion(region);
+    const uint64_t mask = table_.Find(hash);
     if (mask & bit) continue;
-    mask |= bit;
-    ++num_blocks_[group];
-    digest_[group] += DigestTerm(hash);
-    bucket_digest_[group][DigestBucket(hash)] += DigestTerm(hash);
+    Count(group, hash);
+    if (mask != 0) {
+      table_.Set(hash, mask | bit);
+    } else if (!table_.Insert(hash, bit, drop)) {
+      Discount(group, hash);
+      Refuse(group);
+    }
   }
+  if (regions_left_ > 0) Sweep();
 }
 
 void PrefixIndex::Remove(int group, std::span<const BlockHash> hashes) {
   const uint64_t bit = Bit(group);
-  for (const BlockHash& hash : hashes) {
-    auto it = masks_.find(hash);
-    if (it == masks_.end() || !(it->second & bit)) continue;
-    it->second &= ~bit;
-    --num_blocks_[group];
-    digest_[group] -= DigestTerm(hash);
-    bucket_digest_[group][DigestBucket(hash)] -= DigestTerm(hash);
-    if (it->second == 0) masks_.erase(it);
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    if (i + kPrefetchAhead < hashes.size()) table_.PrefetchForWrite(hashes[i + kPrefetchAhead]);
+    const BlockHash& hash = hashes[i];
+    const uint64_t mask = table_.Find(hash);
+    if (!(mask & bit) || IsStale(group, RegionOf(HashPosition(hash)))) continue;
+    table_.Set(hash, mask & ~bit);
+    Discount(group, hash);
   }
+  if (regions_left_ > 0) Sweep();
 }
 
 void PrefixIndex::Clear(int group) {
   const uint64_t bit = Bit(group);
-  for (auto it = masks_.begin(); it != masks_.end();) {
-    auto current = it++;
-    current->second &= ~bit;
-    if (current->second == 0) masks_.erase(current);
-  }
+  complete_[group] = true;
+  if (num_blocks_[group] == 0) return;
+  cleared_at_[group].store(++num_clears_, std::memory_order_release);
+  pending_.store(pending_ | bit, std::memory_order_release);
+  regions_left_ = kNumRegions;
   num_blocks_[group] = 0;
   digest_[group] = 0;
-  bucket_digest_[group] = {};
-  complete_[group] = true;
+  bucket_digests_[group]->fill(0);
 }
 
-bool PrefixIndex::Sweep() { return false; }
+// The groups of `pending` whose bits do not count in a region.
+uint64_t PrefixIndex::StaleGroups(uint64_t pending, uint32_t swept_at) const {
+  uint64_t stale = 0;
+  for (; pending != 0; pending &= pending - 1) {
+    const int group = std::countr_zero(pending);
+    if (cleared_at_[group].load(std::memory_order_acquire) > swept_at) stale |= Bit(group);
+  }
+  return stale;
+}
+
+bool PrefixIndex::IsStale(int group, int region) const {
+  return cleared_at_[group].load(std::memory_order_relaxed) >
+         swept_at_[region].load(std::memory_order_relaxed);
+}
+
+void PrefixIndex::SweepRegion(int region) {
+  const uint64_t stale = StaleGroups(pending_, swept_at_[region]);
+  const uint64_t first = uint64_t(region) << (64 - kRegionBits);
+  const uint64_t last = first + (~uint64_t{0} >> kRegionBits);
+  table_.Update(first, last, [stale](const BlockHash&, uint64_t mask) { return mask & ~stale; });
+  swept_at_[region].store(num_clears_, std::memory_order_release);
+}
+
+bool PrefixIndex::Sweep() {
+  const size_t entries_per_region = table_.size() / kNumRegions;
+  size_t entries = 0;
+  for (int i = 0; i < kSweepRegions && regions_left_ > 0 && entries < kSweepEntries; ++i) {
+    if (swept_at_[next_region_] != num_clears_) {
+      SweepRegion(next_region_);
+      entries += entries_per_region;
+    }
+    next_region_ = (next_region_ + 1) % kNumRegions;
+    --regions_left_;
+  }
+  if (regions_left_ == 0) pending_.store(0, std::memory_order_release);
+  return regions_left_ > 0;
+}
 
 void PrefixIndex::ForEachInBucket(int group, int bucket,
                                   absl::FunctionRef<void(const BlockHash&)> visit) const {
-  for (const auto& [hash, mask] : masks_) {
-    if ((mask & Bit(group)) && DigestBucket(hash) == bucket) visit(hash);
-  }
+  const uint64_t bit = Bit(group);
+  const uint64_t first = uint64_t(bucket) << 56;
+  table_.ForEach(first, first + (~uint64_t{0} >> 8), [&](const BlockHash& hash, uint64_t mask) {
+    if ((mask & bit) && !IsStale(group, RegionOf(HashPosition(hash)))) visit(hash);
+  });
 }
 
 GroupDepths PrefixIndex::Match(std::span<const BlockHash> chain) const {
-  return MatchChain(chain, [this](const BlockHash& hash) {
-    auto it = masks_.find(hash);
-    return it == masks_.end() ? uint64_t{0} : it->second;
-  });
+  const uint64_t pending = pending_.load(std::memory_order_acquire);
+  BlockTable::View view = table_.Look();
+  std::array<BlockTable::Probe, kMaxLooks> probes;
+  return SearchChain(
+      static_cast<int>(chain.size()), [&](std::span<const int> blocks, uint64_t* masks) {
+        for (size_t i = 0; i < blocks.size(); ++i) {
+          probes[i] = BlockTable::Start(view, chain[blocks[i]]);
+        }
+        for (size_t i = 0; i < blocks.size(); ++i) {
+          uint32_t swept_at = 0;
+          if (pending != 0) {
+            swept_at = swept_at_[RegionOf(probes[i].position)].load(std::memory_order_acquire);
+          }
+          masks[i] = table_.Read(&view, probes[i], chain[blocks[i]]);
+          if (masks[i] & pending) masks[i] &= ~StaleGroups(masks[i] & pending, swept_at);
+        }
+      });
+}
+
+size_t PrefixIndex::bytes() const {
+  size_t bytes = sizeof(*this) + kNumRegions * sizeof(swept_at_[0]) + table_.bytes();
+  for (const auto& digests : bucket_digests_) bytes += digests == nullptr ? 0 : sizeof(*digests);
+  return bytes;
 }
 
 void ActivePrefixes::Add(int group, std::span<const BlockHash> chain) {
@@ -115,10 +201,14 @@ void ActivePrefixes::Remove(int group, std::span<const BlockHash> chain) {
 }
 
 GroupDepths ActivePrefixes::Match(std::span<const BlockHash> chain) const {
-  return MatchChain(chain, [this](const BlockHash& hash) {
-    auto it = uses_.find(hash);
-    return it == uses_.end() ? uint64_t{0} : it->second.mask;
-  });
+  if (empty()) return {};
+  return SearchChain(static_cast<int>(chain.size()),
+                     [&](std::span<const int> blocks, uint64_t* masks) {
+                       for (size_t i = 0; i < blocks.size(); ++i) {
+                         const auto it = uses_.find(chain[blocks[i]]);
+                         masks[i] = it == uses_.end() ? 0 : it->second.mask;
+                       }
+                     });
 }
 
 }  // namespace bough::router

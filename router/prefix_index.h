@@ -2,26 +2,25 @@
 // read by placement.
 //
 // Groups evict leaf first, so the blocks of a chain that a group holds are a prefix of the chain:
-// Match stops at a group's first missing block.
+// Match looks at few of them (chain_search.h; it also says what the answer is where that is not so for
+// a moment). An answer is a hint as of some time during the call; the group compares tokens.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
-#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
 #include "common/block_hash.h"
+#include "router/block_table.h"
+#include "router/chain_search.h"
 
 namespace bough::router {
 
-inline constexpr int kMaxGroups = 64;
-
-// Blocks that each group holds, or the depth of each; by group.
-using GroupDepths = std::array<int, kMaxGroups>;
-
-// The index's cap unless told otherwise: 1.2 GB at 40 bytes a block.
+// The index's cap unless told otherwise: 1.2 GB when full.
 inline constexpr size_t kDefaultMaxBlocks = 32 << 20;
 
 // One thread writes; Match may run on any number of other threads meanwhile and never waits.
@@ -39,10 +38,10 @@ class PrefixIndex {
   // there, changes nothing. A new hash at the cap is refused: see complete().
   void Add(int group, std::span<const BlockHash> hashes);
   void Remove(int group, std::span<const BlockHash> hashes);
-  // Forgets all of the group's blocks at once, in O(1): what is left of them is swept later, by the
-  // writes that come and by Sweep.
+  // Forgets all of the group's blocks at once: what is left of them in the table is swept later, by
+  // the writes that come and by Sweep.
   void Clear(int group);
-  // A bounded slice of that work (some 10 us). True = more is left.
+  // A bounded slice of that work (about 10 us). True = more is left.
   bool Sweep();
 
   // Leading blocks of `chain` that each group holds.
@@ -52,7 +51,9 @@ class PrefixIndex {
   // Sum of DigestTerm over the group's hashes, as CacheDelta.digest; and over those of them in one
   // DigestBucket.
   uint64_t digest(int group) const { return digest_[group]; }
-  uint64_t bucket_digest(int group, int bucket) const { return bucket_digest_[group][bucket]; }
+  uint64_t bucket_digest(int group, int bucket) const {
+    return bucket_digests_[group] == nullptr ? 0 : (*bucket_digests_[group])[bucket];
+  }
   // The group's hashes in one DigestBucket, in no order. The index must not change meanwhile.
   void ForEachInBucket(int group, int bucket,
                        absl::FunctionRef<void(const BlockHash&)> visit) const;
@@ -61,18 +62,44 @@ class PrefixIndex {
   bool complete(int group) const { return complete_[group]; }
 
   // Distinct hashes over all groups; those of a cleared group count until swept.
-  size_t size() const { return masks_.size(); }
-  size_t max_blocks() const { return max_blocks_; }
+  size_t size() const { return table_.size(); }
+  size_t max_blocks() const { return table_.max_blocks(); }
+  // Blocks refused since the start.
   int64_t num_refused() const { return num_refused_; }
+  // Memory in use, all in.
+  size_t bytes() const;
 
  private:
-  const size_t max_blocks_;
-  absl::flat_hash_map<BlockHash, uint64_t> masks_;
+  // Positions are cleared by region: the unit of sweeping.
+  static constexpr int kRegionBits = 14;
+  static constexpr int kNumRegions = 1 << kRegionBits;
+  static int RegionOf(uint64_t position) {
+    return static_cast<int>(position >> (64 - kRegionBits));
+  }
+  using BucketDigests = std::array<uint64_t, kNumDigestBuckets>;
+
+  uint64_t StaleGroups(uint64_t pending, uint32_t swept_at) const;
+  bool IsStale(int group, int region) const;
+  void SweepRegion(int region);
+  void Count(int group, const BlockHash& hash);
+  void Discount(int group, const BlockHash& hash);
+  void Refuse(int group);
+
+  BlockTable table_;
   std::array<int, kMaxGroups> num_blocks_ = {};
   std::array<uint64_t, kMaxGroups> digest_ = {};
-  std::array<std::array<uint64_t, kNumDigestBuckets>, kMaxGroups> bucket_digest_ = {};
+  std::array<std::unique_ptr<BucketDigests>, kMaxGroups>
+      bucket_digests_;  // nullptr = never added to
   std::array<bool, kMaxGroups> complete_;
   int64_t num_refused_ = 0;
+
+  // A group's bits are stale in the regions that were last swept before it was cleared. Clears are
+  // numbered from 1.
+  std::atomic<uint64_t> pending_ = 0;  // groups that may have stale bits
+  std::array<std::atomic<uint32_t>, kMaxGroups> cleared_at_ = {};
+  std::unique_ptr<std::atomic<uint32_t>[]> swept_at_;  // by region
+  uint32_t num_clears_ = 0;
+  int next_region_ = 0, regions_left_ = 0;  // of the sweep in progress
 };
 
 // The blocks of requests in flight, counted per group: what a group is about to hold before its

@@ -88,6 +88,7 @@ void GroupTable::OnDown(int group, const std::string& why, absl::Time now) {
 
 void GroupTable::Tick(absl::Time now) {
   for (int g = 0; g < size(); ++g) Send(g, caches_[g].Tick(now));
+  index_.Sweep();
   while (!unconfirmed_.empty() && unconfirmed_.begin()->first <= now) {
     InFlight& request = in_flight_.at(unconfirmed_.begin()->second);
     unconfirmed_.erase(unconfirmed_.begin());

@@ -19,6 +19,8 @@ constexpr size_t kPrefetchAhead = 12;
 // What one Sweep visits, in entries, and in regions where they are empty.
 constexpr size_t kSweepEntries = 2000;
 constexpr int kSweepRegions = 256;
+// A table of this size is swept by Clear itself.
+constexpr size_t kSmallTableBytes = 64 << 10;
 
 uint64_t Bit(int group) {
   CHECK_GE(group, 0);
@@ -97,6 +99,13 @@ void PrefixIndex::Clear(int group) {
   const uint64_t bit = Bit(group);
   complete_[group] = true;
   if (num_blocks_[group] == 0) return;
+  if (table_.bytes() <= kSmallTableBytes) {  // less work than to look at every region
+    table_.Update(0, ~uint64_t{0}, [bit](const BlockHash&, uint64_t mask) { return mask & ~bit; });
+    num_blocks_[group] = 0;
+    digest_[group] = 0;
+    bucket_digests_[group]->fill(0);
+    return;
+  }
   cleared_at_[group].store(++num_clears_, std::memory_order_release);
   pending_.store(pending_ | bit, std::memory_order_release);
   regions_left_ = kNumRegions;

@@ -29,7 +29,7 @@ TEST_F(ServerTest, StreamsTextUsageAndTimings) {
   EXPECT_EQ(out.start.prompt_token_ids_size(), out.start.prompt_tokens());
   ASSERT_EQ(out.start.route_size(), 1);
   EXPECT_TRUE(out.start.route(0).chosen());
-  EXPECT_EQ(out.start.route(0).terms_size(), 5);
+  EXPECT_EQ(out.start.route(0).terms_size(), 6);
   ASSERT_EQ(out.finishes.size(), 1u);
   EXPECT_EQ(out.finishes[0].finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(out.end.usage().completion_tokens(), 9);

@@ -1,15 +1,16 @@
 // Groups and routers in simulated time, over channels that lose, repeat, delay, reorder and damage
 // messages, break and come back, while groups store, evict and restart. The worker's half is
 // CachedBlocks behind a made-up block manager, the router's half is GroupTable, the words between
-// them are link.proto's.
+// them are link.proto's. gRPC breaks and does no more: a quarter of the histories has only that, and
+// then nothing may ever need repair.
 //
 // Always:          an index in sync is exactly what the group held at the seq that the index is at;
-//                  one that is not yet reports nothing.
+//                  one that is not in sync answers nothing.
 // After a second
 // of quiet:        every index is what its group holds.
 //
-// 10^4 histories a run. More: --gtest_shuffle --gtest_random_seed=1 --gtest_repeat=10. A failure names
-// its seed; World(seed).Run() is that history again.
+// 10^4 histories a run. More: --gtest_shuffle --gtest_random_seed=1 --gtest_repeat=10. A failure
+// names its seed; World(seed).Run() is that history again.
 
 #include <algorithm>
 #include <bit>
@@ -44,6 +45,7 @@ struct Faults {
   int max_delay_ms = 20;
   bool keeps_order = true;
   double disconnect = 0, restart = 0;
+  bool outlive_streams = false;  // messages of a stream that broke arrive in the next
 
   static Faults Draw(Random* random) {
     Faults f;
@@ -55,6 +57,7 @@ struct Faults {
     if (Chance(random, 0.5)) f.loss = 0.1;
     if (Chance(random, 0.5)) f.repetition = 0.1;
     if (Chance(random, 0.3)) f.damage = 0.03;
+    f.outlive_streams = Chance(random, 0.3);
     return f;
   }
 };
@@ -213,11 +216,12 @@ class World {
   void Run() {
     const absl::Time chaos_ends = now_ + kStep * (20 + Below(&random_, 150));
     while (now_ < chaos_ends && !::testing::Test::HasFailure()) Step(/*quiet=*/false);
-    const bool was_orderly = faults_.loss + faults_.repetition + faults_.damage == 0;
+    const bool was_orderly = faults_.loss + faults_.repetition + faults_.damage == 0 &&
+                             faults_.keeps_order && !faults_.outlive_streams;
     faults_ = {.max_delay_ms = faults_.max_delay_ms, .keeps_order = faults_.keeps_order};
     const absl::Time end = now_ + kQuiet;
     while (now_ < end && !::testing::Test::HasFailure()) Step(/*quiet=*/true);
-    CheckConverged(was_orderly && faults_.keeps_order);
+    CheckConverged(was_orderly);
   }
 
  private:
@@ -240,7 +244,7 @@ class World {
     }
     for (int r = 0; r < static_cast<int>(routers_.size()); ++r) {
       for (int g = 0; g < static_cast<int>(groups_.size()); ++g) Exchange(r, g, quiet);
-      routers_[r]->Tick(now_);
+      if (++num_steps_ % 5 == 0) routers_[r]->Tick(now_);
       SendCommands(r);
       if (Chance(&random_, quiet ? 0.02 : 0.3)) CheckAnswers(r);
     }
@@ -270,6 +274,7 @@ class World {
     link.up = false;
     link.up_again = now_ + kStep * (1 + Below(&random_, 40));
     link.reader = {};
+    if (faults_.outlive_streams) return;
     link.to_router.Clear();
     link.to_group.Clear();
   }
@@ -385,6 +390,7 @@ class World {
   Faults faults_;
   absl::Time now_ = absl::UnixEpoch();
   uint64_t last_epoch_ = 0;
+  int num_steps_ = 0;
   bool damaged_ = false;
   std::vector<std::unique_ptr<Group>> groups_;
   std::vector<std::unique_ptr<GroupTable>> routers_;

@@ -164,7 +164,8 @@ class StreamPending final : public PendingCall {
                 grpc::CompletionQueue* queue) {
     v1::GenerateStreamRequest message;
     *message.mutable_request() = request;
-    reader_ = stub.AsyncGenerateStream(&context_, message, queue, this);
+    reader_ = stub.PrepareAsyncGenerateStream(&context_, message, queue);
+    reader_->StartCall(this);  // the receiver may use reader_ from here on
   }
   bool Proceed(bool ok, Run& run) override {
     if (finishing_) {

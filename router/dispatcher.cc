@@ -118,7 +118,9 @@ void Dispatcher::PollQueue(absl::Time now) {
     Flight& flight = *flights_.at(decision.handle);
     metrics_->AddHeld(flight.request->tenant, -1);
     if (decision.group < 0) {
-      Fail(decision.handle, Overloaded(decision.retry_after), now);
+      const bool late = flight.request->deadline <= now;  // Tick would have said so in a moment
+      Fail(decision.handle, late ? DeadlineExceeded("queue") : Overloaded(decision.retry_after),
+           now);
     } else {
       Submit(decision.handle, flight, decision.group, now);
     }

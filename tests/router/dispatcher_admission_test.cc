@@ -39,13 +39,19 @@ class DispatcherAdmissionTest : public ::testing::Test {
     Report(group, 0);
   }
 
-  // A load report that counts all that was sent so far.
+  // A millisecond later, a load report that counts all that was sent so far.
   void Report(int group, double drain_seconds) {
-    GroupLoad load{.epoch = 1, .free_blocks = 10000, .drain_seconds = drain_seconds};
-    load.prefill_seconds_per_token = 1e-3;
-    load.submits = num_sent_[group];
-    core_.OnEvent(group, load, now_);
+    now_ += absl::Milliseconds(1);
+    core_.OnEvent(group, Load(drain_seconds, num_sent_[group]), now_);
     Collect();
+  }
+
+  static GroupLoad Load(double drain_seconds, uint64_t submits) {
+    return {.free_blocks = 10000,
+            .drain_seconds = drain_seconds,
+            .prefill_seconds_per_token = 1e-3,
+            .epoch = 1,
+            .submits = submits};
   }
 
   // The reason of a refusal, "" = admitted. Every prompt is its own, so that none is cached.
@@ -269,11 +275,7 @@ TEST_F(DispatcherAdmissionTest, ARefusalIsScoredAgainWithTheStateThatCameAlong) 
   Report(1, 0.15);
   Start(1, "");
   ASSERT_EQ(num_sent_[0], 1u);
-  Refused refused{.handle = 1, .attempt = 1};
-  refused.load = {.epoch = 1, .free_blocks = 10000, .drain_seconds = 2};
-  refused.load.prefill_seconds_per_token = 1e-3;
-  refused.load.submits = 1;
-  core_.OnEvent(0, refused, now_);
+  core_.OnEvent(0, Refused{.handle = 1, .attempt = 1, .load = Load(/*drain_seconds=*/2, 1)}, now_);
   Collect();
   EXPECT_EQ(num_sent_[1], 1u);
   EXPECT_FALSE(submits_.back().expected_wait_seconds.has_value()) << "it is not sent back twice";

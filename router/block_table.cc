@@ -42,6 +42,9 @@ constexpr double kSmallGrowth = 2;
 constexpr uint64_t kMovesPerInsert = 3;
 constexpr uint64_t kMovesAtOnce = 128;
 
+// Between the load of a bucket into cache and its use, where buckets are visited in order.
+constexpr int kBucketsAhead = 8;
+
 constexpr uint64_t kVersionMask = 0xffffffff;
 
 uint64_t Version(uint64_t meta) { return meta & kVersionMask; }
@@ -85,18 +88,17 @@ BlockTable::Bucket* BlockTable::Home(const Buckets& buckets, uint64_t position) 
 // bucket within reach once.
 BlockTable::Path::Path(const Buckets& buckets, uint64_t position)
     : home(Home(buckets, position)),
-      stride(static_cast<int>((position >> 3) % kReach | 1)),
-      class_shift(32 + static_cast<int>(position % 8) * 4) {}
+      stride(static_cast<unsigned>((position >> 3) % kReach | 1)),
+      class_shift(32 + static_cast<unsigned>(position % 8) * 4) {}
 
-BlockTable::Bucket* BlockTable::Path::At(int i) const { return home + i * stride % kReach; }
+BlockTable::Bucket* BlockTable::Path::At(unsigned i) const { return home + i * stride % kReach; }
 
-BlockTable::Probe BlockTable::Start(const View& view, const BlockHash& hash) {
-  Probe probe;
-  probe.position = HashPosition(hash);
-  probe.home = Home(view.Of(probe.position), probe.position);
-  __builtin_prefetch(&probe.home->meta);
-  __builtin_prefetch(&probe.home->mask);
-  return probe;
+uint64_t BlockTable::Prefetch(const View& view, const BlockHash& hash) {
+  const uint64_t position = HashPosition(hash);
+  const Bucket* const home = Home(view.Of(position), position);
+  __builtin_prefetch(&home->meta);
+  __builtin_prefetch(&home->mask);
+  return position;
 }
 
 uint64_t BlockTable::ReadPath(const Path& path, uint64_t lo) {
@@ -127,13 +129,13 @@ uint64_t BlockTable::ReadPath(const Path& path, uint64_t lo) {
   return 0;
 }
 
-uint64_t BlockTable::Read(View* view, const Probe& probe, const BlockHash& hash) const {
+uint64_t BlockTable::Read(View* view, const BlockHash& hash, uint64_t position) const {
   for (;;) {
-    const Buckets buckets = view->Of(probe.position);
-    const uint64_t mask = ReadPath(Path(buckets, probe.position), hash.lo);
+    const Buckets buckets = view->Of(position);
+    const uint64_t mask = ReadPath(Path(buckets, position), hash.lo);
     if (version_.load(std::memory_order_acquire) == view->version) return mask;
     *view = Look();
-    if (view->Of(probe.position) == buckets) return mask;
+    if (view->Of(position) == buckets) return mask;
   }
 }
 
@@ -167,25 +169,31 @@ BlockTable::~BlockTable() {
 
 void BlockTable::PrefetchForWrite(const BlockHash& hash) const {
   const uint64_t position = HashPosition(hash);
-  const Bucket* home = Home(view_.Of(position), position);
-  __builtin_prefetch(&home->meta, 1);
-  __builtin_prefetch(&home->mask, 1);
-  __builtin_prefetch(&home->hi, 1);
+  PrefetchToWrite(Home(view_.Of(position), position));
 }
 
-BlockTable::Slot BlockTable::FindIn(const Buckets& buckets, const BlockHash& hash) {
+void BlockTable::PrefetchToWrite(const Bucket* bucket) {
+  __builtin_prefetch(&bucket->meta, 1);
+  __builtin_prefetch(&bucket->mask, 1);
+  __builtin_prefetch(&bucket->hi, 1);
+}
+
+BlockTable::Entry BlockTable::FindIn(const Buckets& buckets, const BlockHash& hash) {
   const Path path(buckets, HashPosition(hash));
+  Entry entry;
   for (int t = 0; t < kMaxTries; ++t) {
     Bucket* const b = path.At(t);
     for (int i = 0; i < kBucketSlots; ++i) {
-      if (b->lo[i].load(std::memory_order_relaxed) == hash.lo && b->hi[i] == hash.hi &&
-          b->mask[i].load(std::memory_order_relaxed) != 0) {
-        return {b, i};
-      }
+      if (b->lo[i].load(std::memory_order_relaxed) != hash.lo || b->hi[i] != hash.hi) continue;
+      entry.mask = b->mask[i].load(std::memory_order_relaxed);
+      if (entry.mask == 0) continue;
+      entry.bucket = b;
+      entry.i = i;
+      return entry;
     }
     if (!path.Passed(b->meta.load(std::memory_order_relaxed))) break;
   }
-  return {};
+  return entry;
 }
 
 bool BlockTable::InsertIn(const Buckets& buckets, const BlockHash& hash, uint64_t mask) {
@@ -211,29 +219,33 @@ bool BlockTable::InsertIn(const Buckets& buckets, const BlockHash& hash, uint64_
   return false;
 }
 
-void BlockTable::EraseIn(const Buckets& buckets, const Slot& slot, uint64_t position) {
-  slot.bucket->mask[slot.i].store(0, std::memory_order_release);
+void BlockTable::EraseIn(const Buckets& buckets, const Entry& entry, uint64_t position) {
+  entry.bucket->mask[entry.i].store(0, std::memory_order_release);
   const Path path(buckets, position);
   const uint64_t one_passed = path.PassedMask() / 15;
-  for (int t = 0; path.At(t) != slot.bucket; ++t) {
+  for (int t = 0; path.At(t) != entry.bucket; ++t) {
     const uint64_t passed = path.At(t)->meta.load(std::memory_order_relaxed);
     if ((passed & path.PassedMask()) == path.PassedMask()) continue;
     path.At(t)->meta.store(passed - one_passed, std::memory_order_release);
   }
 }
 
-// `visit(buckets, slot, hash, mask)` may erase the slot.
+// `visit(buckets, entry, hash)` may erase the entry.
 template <typename Visit>
 void BlockTable::Walk(const Buckets& buckets, Range range, Visit visit) {
   Bucket* const end = Home(buckets, range.last) + kReach;
+  Entry entry;
   for (Bucket* b = Home(buckets, range.first); b < end; ++b) {
+    entry.bucket = b;
+    PrefetchToWrite(b + kBucketsAhead);
     for (int i = 0; i < kBucketSlots; ++i) {
-      const uint64_t mask = b->mask[i].load(std::memory_order_relaxed);
-      if (mask == 0) continue;
+      entry.i = i;
+      entry.mask = b->mask[i].load(std::memory_order_relaxed);
+      if (entry.mask == 0) continue;
       const BlockHash hash{b->lo[i].load(std::memory_order_relaxed), b->hi[i]};
       const uint64_t position = HashPosition(hash);
       if (position < range.first || position > range.last) continue;
-      visit(buckets, Slot{b, i}, hash, mask);
+      visit(buckets, entry, hash);
     }
   }
 }
@@ -248,56 +260,55 @@ void BlockTable::WalkBoth(Range range, Visit visit) const {
   }
 }
 
-uint64_t BlockTable::Find(const BlockHash& hash) const {
-  const Slot slot = FindIn(view_.Of(HashPosition(hash)), hash);
-  return slot.bucket == nullptr ? 0 : slot.bucket->mask[slot.i].load(std::memory_order_relaxed);
+BlockTable::Entry BlockTable::Find(const BlockHash& hash) const {
+  return FindIn(view_.Of(HashPosition(hash)), hash);
 }
 
 bool BlockTable::Insert(const BlockHash& hash, uint64_t mask, Dropped dropped) {
   if (size_ == max_blocks_) return false;
-  if (!InsertIn(view_.Of(HashPosition(hash)), hash, mask)) return false;
+  while (!InsertIn(view_.Of(HashPosition(hash)), hash, mask)) {
+    // Full hereabouts, whatever the rest is: blocks came in the order of their positions.
+    if (!growing()) StartGrowthIfDue(/*full=*/true);
+    if (!growing()) return false;
+    Grow(view_.above.count, dropped);
+  }
   ++size_;
   if (growing()) {
     debt_ += kMovesPerInsert;
     if (debt_ >= kMovesAtOnce) Grow(std::exchange(debt_, 0), dropped);
-  } else if (static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
-    const double factor = view_.above.count < kSmallBuckets ? kSmallGrowth : kGrowth;
-    StartGrowth(static_cast<uint64_t>(factor * view_.above.count));
+  } else {
+    StartGrowthIfDue();
   }
   return true;
 }
 
-void BlockTable::Set(const BlockHash& hash, uint64_t mask) {
-  const Buckets& buckets = view_.Of(HashPosition(hash));
-  const Slot slot = FindIn(buckets, hash);
-  CHECK(slot.bucket != nullptr) << "set what is not in the table";
+void BlockTable::Set(const BlockHash& hash, const Entry& entry, uint64_t mask) {
+  CHECK(entry.bucket != nullptr) << "set what is not in the table";
+  SetIn(view_.Of(HashPosition(hash)), hash, entry, mask);
+}
+
+void BlockTable::SetIn(const Buckets& buckets, const BlockHash& hash, const Entry& entry,
+                       uint64_t mask) {
   if (mask != 0) {
-    slot.bucket->mask[slot.i].store(mask, std::memory_order_release);
+    entry.bucket->mask[entry.i].store(mask, std::memory_order_release);
   } else {
-    EraseIn(buckets, slot, HashPosition(hash));
+    EraseIn(buckets, entry, HashPosition(hash));
     --size_;
   }
 }
 
 void BlockTable::Update(uint64_t first, uint64_t last,
                         absl::FunctionRef<uint64_t(const BlockHash&, uint64_t mask)> update) {
-  auto visit = [&](const Buckets& buckets, const Slot& slot, const BlockHash& hash, uint64_t mask) {
-    const uint64_t updated = update(hash, mask);
-    if (updated == mask) return;
-    if (updated != 0) {
-      slot.bucket->mask[slot.i].store(updated, std::memory_order_release);
-    } else {
-      EraseIn(buckets, slot, HashPosition(hash));
-      --size_;
-    }
-  };
-  WalkBoth({first, last}, visit);
+  WalkBoth({first, last}, [&](const Buckets& buckets, const Entry& entry, const BlockHash& hash) {
+    const uint64_t mask = update(hash, entry.mask);
+    if (mask != entry.mask) SetIn(buckets, hash, entry, mask);
+  });
 }
 
 void BlockTable::ForEach(uint64_t first, uint64_t last,
                          absl::FunctionRef<void(const BlockHash&, uint64_t mask)> visit) const {
-  WalkBoth({first, last}, [&](const Buckets&, const Slot&, const BlockHash& hash, uint64_t mask) {
-    visit(hash, mask);
+  WalkBoth({first, last}, [&](const Buckets&, const Entry& entry, const BlockHash& hash) {
+    visit(hash, entry.mask);
   });
 }
 
@@ -309,14 +320,21 @@ uint64_t BlockTable::CountFor(size_t num_blocks) const {
 }
 
 void BlockTable::Reserve(size_t num_blocks) {
-  const uint64_t count = std::min(CountFor(num_blocks), max_count_);
-  if (growing() || count <= view_.above.count) return;
-  StartGrowth(count);
+  reserved_count_ = std::max(reserved_count_, CountFor(num_blocks));
+  if (!growing()) StartGrowthIfDue();
+}
+
+void BlockTable::StartGrowthIfDue(bool full) {
+  uint64_t count = reserved_count_;
+  if (full || static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
+    const double factor = view_.above.count < kSmallBuckets ? kSmallGrowth : kGrowth;
+    count = std::max(count, static_cast<uint64_t>(factor * view_.above.count));
+  }
+  count = std::min(count, max_count_);
+  if (count > view_.above.count) StartGrowth(count);
 }
 
 void BlockTable::StartGrowth(uint64_t count) {
-  count = std::min(count, max_count_);
-  if (count <= view_.above.count) return;
   Bucket* const to = view_.above.first == ranges_[0] ? ranges_[1] : ranges_[0];
   const size_t bytes = (count + kReach) * sizeof(Bucket);
   // A hint: without huge pages it is slower, no more. A small table would waste most of one.
@@ -332,10 +350,12 @@ void BlockTable::Grow(uint64_t num_buckets, Dropped dropped) {
   const uint64_t end = std::min(next_ + num_buckets, old.count);
   const uint64_t first = FirstPosition(next_, old.count);
   const uint64_t last = end == old.count ? ~uint64_t{0} : FirstPosition(end, old.count) - 1;
-  Walk(old, {first, last}, [&](const Buckets&, const Slot&, const BlockHash& hash, uint64_t mask) {
-    if (InsertIn(view_.below, hash, mask)) return;
+  Walk(old, {first, last}, [&](const Buckets&, const Entry& entry, const BlockHash& hash) {
+    // The new homes come one after the other, as the old ones do.
+    PrefetchToWrite(Home(view_.below, HashPosition(hash)) + kBucketsAhead);
+    if (InsertIn(view_.below, hash, entry.mask)) return;
     --size_;
-    dropped(hash, mask);
+    dropped(hash, entry.mask);
   });
   next_ = end;
   if (end < old.count) {

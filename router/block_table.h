@@ -32,7 +32,7 @@
 
 namespace bough::router {
 
-// One thread writes; any number of others read meanwhile: View, Start, Read. No reader waits for the
+// One thread writes; any number of others read meanwhile: Look, Prefetch, Read. No reader waits for the
 // writer, wherever it was stopped, nor sees one entry's key with another one's mask (block_table.cc).
 class BlockTable {
  private:
@@ -55,13 +55,13 @@ class BlockTable {
   // Where an entry may lie.
   struct Path {
     Path(const Buckets& buckets, uint64_t position);
-    Bucket* At(int i) const;
+    Bucket* At(unsigned i) const;
     // Of its class, in `meta`.
     bool Passed(uint64_t meta) const { return meta & PassedMask(); }
     uint64_t PassedMask() const { return uint64_t{15} << class_shift; }
 
     Bucket* home;
-    int stride, class_shift;
+    unsigned stride, class_shift;
   };
 
   // Positions, both ends included.
@@ -91,28 +91,32 @@ class BlockTable {
   };
   View Look() const;
 
-  // Starts to load what Read will need.
-  struct Probe {
-    uint64_t position = 0;
-    const Bucket* home = nullptr;
-  };
-  static Probe Start(const View& view, const BlockHash& hash);
+  // Starts to load what Read of the hash will need. Returns its HashPosition.
+  static uint64_t Prefetch(const View& view, const BlockHash& hash);
   // The hash's mask; 0 = not in the table.
-  uint64_t Read(View* view, const Probe& probe, const BlockHash& hash) const;
+  uint64_t Read(View* view, const BlockHash& hash, uint64_t position) const;
 
   // ---- the writer ----
 
   void PrefetchForWrite(const BlockHash& hash) const;
-  // 0 = not in the table.
-  uint64_t Find(const BlockHash& hash) const;
+  // Where a hash lies, until the next Insert, Set, Update or Reserve.
+  struct Entry {
+    uint64_t mask = 0;  // 0 = not in the table
+
+   private:
+    friend class BlockTable;
+    Bucket* bucket = nullptr;
+    int i = 0;
+  };
+  Entry Find(const BlockHash& hash) const;
   // Whether there was room: not at max_blocks, nor for more hashes of one position than a path has
   // slots, which only hashes made for it have. `dropped` is told of such that find none when the table
   // grows.
   // REQUIRES: the hash is not in the table, mask != 0.
   using Dropped = absl::FunctionRef<void(const BlockHash&, uint64_t mask)>;
   bool Insert(const BlockHash& hash, uint64_t mask, Dropped dropped);
-  // REQUIRES: the hash is in the table. Mask 0 erases it.
-  void Set(const BlockHash& hash, uint64_t mask);
+  // Mask 0 erases it. REQUIRES: the entry is one that Find found.
+  void Set(const BlockHash& hash, const Entry& entry, uint64_t mask);
   // Every entry at positions [first, last]: its mask becomes what `update` returns; 0 erases it.
   void Update(uint64_t first, uint64_t last,
               absl::FunctionRef<uint64_t(const BlockHash&, uint64_t mask)> update);
@@ -127,20 +131,18 @@ class BlockTable {
   size_t bytes() const;
 
  private:
-  struct Slot {
-    Bucket* bucket = nullptr;  // nullptr = none
-    int i = 0;
-  };
   struct PublishedView {
     std::atomic<Bucket*> below_first, above_first;
     std::atomic<uint64_t> below_count, above_count, frontier;
   };
 
   static Bucket* Home(const Buckets& buckets, uint64_t position);
+  static void PrefetchToWrite(const Bucket* bucket);
   static uint64_t ReadPath(const Path& path, uint64_t lo);
-  static Slot FindIn(const Buckets& buckets, const BlockHash& hash);
+  static Entry FindIn(const Buckets& buckets, const BlockHash& hash);
   static bool InsertIn(const Buckets& buckets, const BlockHash& hash, uint64_t mask);
-  static void EraseIn(const Buckets& buckets, const Slot& slot, uint64_t position);
+  static void EraseIn(const Buckets& buckets, const Entry& entry, uint64_t position);
+  void SetIn(const Buckets& buckets, const BlockHash& hash, const Entry& entry, uint64_t mask);
   template <typename Visit>
   static void Walk(const Buckets& buckets, Range range, Visit visit);
   template <typename Visit>
@@ -148,13 +150,14 @@ class BlockTable {
 
   bool growing() const { return next_ < view_.above.count && view_.below.count > 0; }
   uint64_t CountFor(size_t num_blocks) const;
+  void StartGrowthIfDue(bool full = false);
   void StartGrowth(uint64_t count);
   void Grow(uint64_t num_buckets, Dropped dropped);
   void ReleaseUpTo(uint64_t bucket);
   void Publish();
 
   const size_t max_blocks_;
-  uint64_t max_count_ = 0;
+  uint64_t max_count_ = 0, reserved_count_ = 0;
   size_t range_bytes_ = 0;
   std::array<Bucket*, 2> ranges_ = {};  // the addresses reserved
   size_t size_ = 0;

@@ -3,7 +3,7 @@
 // Groups evict leaf first, so along a chain the mask of holders only loses groups: what lies between
 // two blocks of equal masks need not be looked at. First some blocks over the whole chain, then, where
 // a group drops out between two of them, some in between, and so on: O(C log n) looks for C distinct
-// depths, in log n / 3 rounds whose loads from memory run side by side.
+// depths, in log n / 2 rounds whose loads from memory run side by side.
 //
 // Where masks are not monotone for a moment (a snapshot half applied, a refused block), a group's depth
 // d still has block d-1 held and block d not, and no block of the first round before d missing; other
@@ -23,25 +23,32 @@ inline constexpr int kMaxGroups = 64;
 // Leading blocks of a chain that each group holds.
 using GroupDepths = std::array<int, kMaxGroups>;
 
-inline constexpr int kFirstLooks = 16;
+inline constexpr int kFirstLooks = 8;
 
 namespace chain_search {
 
-inline constexpr int kLooks = 7;  // between two blocks, in each further round
+inline constexpr int kLooks = 3;  // between two blocks, in each further round
 
 // Groups that hold block `low` but not block `high`, low < high.
 struct Gap {
-  int low = 0, high = 0;
-  uint64_t groups = 0;
+  int low, high;
+  uint64_t groups;
 };
 
-// Blocks strictly inside the gap, evenly: at most kLooks.
+// `n` of the numbers from `first` to `last`, both included, evenly. REQUIRES: last - first < 2^31.
+inline void Spread(int64_t first, int64_t last, int n, int* blocks) {
+  const int64_t step = n > 1 ? ((last - first) << 32) / (n - 1) : 0;
+  const int64_t half = int64_t{1} << 31;
+  for (int i = 0; i < n; ++i) blocks[i] = static_cast<int>(first + ((i * step + half) >> 32));
+}
+
+// Blocks inside the gap: at most kLooks.
 inline int Inside(const Gap& gap, int* blocks) {
-  const int inside = gap.high - gap.low - 1;
-  const int n = std::min(inside, kLooks);
-  for (int i = 0; i < n; ++i) {
-    blocks[i] = gap.low + 1 + static_cast<int>((int64_t{2} * i + 1) * inside / (2 * n));
-  }
+  const int64_t inside = gap.high - gap.low - 1;
+  const int n = static_cast<int>(std::min<int64_t>(inside, kLooks));
+  // As far from the ends as from one another.
+  const int64_t apart = (gap.high - gap.low) / (n + 1);
+  Spread(gap.low + apart, gap.high - apart, n, blocks);
   return n;
 }
 
@@ -79,15 +86,15 @@ GroupDepths SearchChain(int num_blocks, Read read) {
   if (num_blocks == 0) return depths;
 
   // A gap has groups of its own, so there are never more gaps than groups.
-  std::array<Gap, kMaxGroups> gaps, next_gaps;
+  std::array<std::array<Gap, kMaxGroups>, 2> buffers;
+  Gap *gaps = buffers[0].data(), *next_gaps = buffers[1].data();
+  std::array<int, kMaxGroups + 1> begin;
   std::array<int, kMaxLooks> blocks;
   std::array<uint64_t, kMaxLooks> masks;
 
   // The first block, the last one, and between them.
   const int n = std::min(num_blocks, kFirstLooks);
-  for (int i = 0; i < n; ++i) {
-    blocks[i] = n == 1 ? 0 : static_cast<int>(int64_t{i} * (num_blocks - 1) / (n - 1));
-  }
+  chain_search::Spread(0, num_blocks - 1, n, blocks.data());
   const std::span<const int> first(blocks.data(), n);
   read(first, masks.data());
   uint64_t whole = masks[0];
@@ -96,10 +103,10 @@ GroupDepths SearchChain(int num_blocks, Read read) {
     depths[std::countr_zero(rest)] = num_blocks;
   }
   int num_gaps = chain_search::Split(0, masks[0] & ~whole, first.subspan(1), &masks[1], num_blocks,
-                                     &depths, gaps.data());
+                                     &depths, gaps);
 
   while (num_gaps > 0) {
-    std::array<int, kMaxGroups + 1> begin = {};
+    begin[0] = 0;
     for (int i = 0; i < num_gaps; ++i) {
       begin[i + 1] = begin[i] + chain_search::Inside(gaps[i], &blocks[begin[i]]);
     }

@@ -16,9 +16,8 @@ namespace {
 
 // Between the load of a bucket into cache and its use, in blocks.
 constexpr size_t kPrefetchAhead = 12;
-// What one Sweep visits, in entries, and in regions where they are empty.
+// What one Sweep visits.
 constexpr size_t kSweepEntries = 2000;
-constexpr int kSweepRegions = 256;
 // A table of this size is swept by Clear itself.
 constexpr size_t kSmallTableBytes = 64 << 10;
 
@@ -68,12 +67,12 @@ void PrefixIndex::Add(int group, std::span<const BlockHash> hashes) {
     if (i + kPrefetchAhead < hashes.size()) table_.PrefetchForWrite(hashes[i + kPrefetchAhead]);
     const BlockHash& hash = hashes[i];
     const int region = RegionOf(HashPosition(hash));
-    if (IsStale(group, region)) SweepRegion(region);
-    const uint64_t mask = table_.Find(hash);
-    if (mask & bit) continue;
+    if (IsStale(group, region)) SweepRegions(region, region + 1);
+    const BlockTable::Entry entry = table_.Find(hash);
+    if (entry.mask & bit) continue;
     Count(group, hash);
-    if (mask != 0) {
-      table_.Set(hash, mask | bit);
+    if (entry.mask != 0) {
+      table_.Set(hash, entry, entry.mask | bit);
     } else if (!table_.Insert(hash, bit, drop)) {
       Discount(group, hash);
       Refuse(group);
@@ -87,9 +86,9 @@ void PrefixIndex::Remove(int group, std::span<const BlockHash> hashes) {
   for (size_t i = 0; i < hashes.size(); ++i) {
     if (i + kPrefetchAhead < hashes.size()) table_.PrefetchForWrite(hashes[i + kPrefetchAhead]);
     const BlockHash& hash = hashes[i];
-    const uint64_t mask = table_.Find(hash);
-    if (!(mask & bit) || IsStale(group, RegionOf(HashPosition(hash)))) continue;
-    table_.Set(hash, mask & ~bit);
+    const BlockTable::Entry entry = table_.Find(hash);
+    if (!(entry.mask & bit) || IsStale(group, RegionOf(HashPosition(hash)))) continue;
+    table_.Set(hash, entry, entry.mask & ~bit);
     Discount(group, hash);
   }
   if (regions_left_ > 0) Sweep();
@@ -129,25 +128,25 @@ bool PrefixIndex::IsStale(int group, int region) const {
          swept_at_[region].load(std::memory_order_relaxed);
 }
 
-void PrefixIndex::SweepRegion(int region) {
-  const uint64_t stale = StaleGroups(pending_, swept_at_[region]);
-  const uint64_t first = uint64_t(region) << (64 - kRegionBits);
-  const uint64_t last = first + (~uint64_t{0} >> kRegionBits);
-  table_.Update(first, last, [stale](const BlockHash&, uint64_t mask) { return mask & ~stale; });
-  swept_at_[region].store(num_clears_, std::memory_order_release);
+void PrefixIndex::SweepRegions(int first, int end) {
+  const uint64_t pending = pending_.load(std::memory_order_relaxed);
+  constexpr uint64_t kRegion = uint64_t{1} << (64 - kRegionBits);
+  const uint64_t last_position = end * kRegion - 1;  // wraps to the last one of all
+  table_.Update(first * kRegion, last_position, [&](const BlockHash& hash, uint64_t mask) {
+    if (!(mask & pending)) return mask;
+    return mask & ~StaleGroups(mask & pending, swept_at_[RegionOf(HashPosition(hash))]);
+  });
+  for (int r = first; r < end; ++r) swept_at_[r].store(num_clears_, std::memory_order_release);
 }
 
 bool PrefixIndex::Sweep() {
-  const size_t entries_per_region = table_.size() / kNumRegions;
-  size_t entries = 0;
-  for (int i = 0; i < kSweepRegions && regions_left_ > 0 && entries < kSweepEntries; ++i) {
-    if (swept_at_[next_region_] != num_clears_) {
-      SweepRegion(next_region_);
-      entries += entries_per_region;
-    }
-    next_region_ = (next_region_ + 1) % kNumRegions;
-    --regions_left_;
-  }
+  if (regions_left_ == 0) return false;
+  const size_t entries_per_region = std::max<size_t>(1, table_.size() / kNumRegions);
+  const int num_regions = static_cast<int>(kSweepEntries / entries_per_region + 1);
+  const int end = std::min({next_region_ + num_regions, next_region_ + regions_left_, kNumRegions});
+  SweepRegions(next_region_, end);
+  regions_left_ -= end - next_region_;
+  next_region_ = end % kNumRegions;
   if (regions_left_ == 0) pending_.store(0, std::memory_order_release);
   return regions_left_ > 0;
 }
@@ -164,18 +163,18 @@ void PrefixIndex::ForEachInBucket(int group, int bucket,
 GroupDepths PrefixIndex::Match(std::span<const BlockHash> chain) const {
   const uint64_t pending = pending_.load(std::memory_order_acquire);
   BlockTable::View view = table_.Look();
-  std::array<BlockTable::Probe, kMaxLooks> probes;
+  std::array<uint64_t, kMaxLooks> positions;
   return SearchChain(
       static_cast<int>(chain.size()), [&](std::span<const int> blocks, uint64_t* masks) {
         for (size_t i = 0; i < blocks.size(); ++i) {
-          probes[i] = BlockTable::Start(view, chain[blocks[i]]);
+          positions[i] = BlockTable::Prefetch(view, chain[blocks[i]]);
         }
         for (size_t i = 0; i < blocks.size(); ++i) {
           uint32_t swept_at = 0;
           if (pending != 0) {
-            swept_at = swept_at_[RegionOf(probes[i].position)].load(std::memory_order_acquire);
+            swept_at = swept_at_[RegionOf(positions[i])].load(std::memory_order_acquire);
           }
-          masks[i] = table_.Read(&view, probes[i], chain[blocks[i]]);
+          masks[i] = table_.Read(&view, chain[blocks[i]], positions[i]);
           if (masks[i] & pending) masks[i] &= ~StaleGroups(masks[i] & pending, swept_at);
         }
       });

@@ -41,7 +41,7 @@ class PrefixIndex {
   // Forgets all of the group's blocks at once: what is left of them in the table is swept later, by
   // the writes that come and by Sweep.
   void Clear(int group);
-  // A bounded slice of that work (about 10 us). True = more is left.
+  // A bounded slice of that work (some 10 us). True = more is left.
   bool Sweep();
 
   // Leading blocks of `chain` that each group holds.
@@ -80,7 +80,7 @@ class PrefixIndex {
 
   uint64_t StaleGroups(uint64_t pending, uint32_t swept_at) const;
   bool IsStale(int group, int region) const;
-  void SweepRegion(int region);
+  void SweepRegions(int first, int end);
   void Count(int group, const BlockHash& hash);
   void Discount(int group, const BlockHash& hash);
   void Refuse(int group);

@@ -52,17 +52,17 @@ TEST(SearchChain, LooksAtFewBlocksOfALongChain) {
   depths[63] = 512;
   const Looks looks = Search(MasksOf(depths, 512));
   EXPECT_EQ(looks.depths, depths);
-  EXPECT_LE(looks.num_rounds, 4);
-  EXPECT_LE(looks.num_looks, kFirstLooks + 2 * 3 * chain_search::kLooks);
+  EXPECT_LE(looks.num_rounds, 5);
+  EXPECT_LE(looks.num_looks, kFirstLooks + 4 * 3 * chain_search::kLooks);
 }
 
 TEST(SearchChain, StopsAtTheFirstHoleOfAShortChain) {
   std::vector<uint64_t> chain(kFirstLooks, 0b111);
-  chain[5] = 0b101;
-  chain[9] = 0b110;
+  chain[3] = 0b101;
+  chain[6] = 0b110;
   const GroupDepths depths = Search(chain).depths;
-  EXPECT_EQ(depths[0], 9);
-  EXPECT_EQ(depths[1], 5);
+  EXPECT_EQ(depths[0], 6);
+  EXPECT_EQ(depths[1], 3);
   EXPECT_EQ(depths[2], kFirstLooks);
 }
 

@@ -12,9 +12,9 @@ constexpr double kFp8ProductsError = 4e-2;
 // num_q of seqlen_kv around the cache's blocks of 64 keys and tiles of 128 keys and 128 rows; offsets
 // of chunks and of prefix hits.
 const std::vector<SequenceShape> kPrefills = {
-    {2, 2},     {17, 17},   {31, 95},   {63, 63},   {64, 64},   {65, 65},   {0, 70},
-    {127, 127}, {128, 128}, {129, 129}, {64, 192},  {65, 193},  {20, 1000}, {1, 300},
-    {130, 513}, {200, 200}, {33, 129},  {128, 256}, {40, 41},   {300, 900}, {18, 64}};
+    {2, 2},     {17, 17},   {31, 95},   {63, 63},   {64, 64},  {65, 65},   {0, 70},
+    {127, 127}, {128, 128}, {129, 129}, {64, 192},  {65, 193}, {20, 1000}, {1, 300},
+    {130, 513}, {200, 200}, {33, 129},  {128, 256}, {40, 41},  {300, 900}, {18, 64}};
 
 double RelativeRms(const std::vector<float>& got, const std::vector<float>& want) {
   double delta = 0, norm = 0;

@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm)
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(p.head_dim);
     inv_freq[i] = 1.0f / static_cast<float>(pow(static_cast<double>(p.rope_theta), exponent));
   }
-  AllowNext();
   WaitForPrevious();
+  AllowNext();  // not before: decode attention copies earlier steps' keys before it waits
 
   const int num_rotated = p.num_heads + p.num_kv_heads;
   const int num_heads = num_rotated + p.num_kv_heads;  // of q, k and v

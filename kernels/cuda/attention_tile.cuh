@@ -47,7 +47,7 @@ struct TileShape {
   static constexpr int kBlockBytes = kBlockKeys * kHeadDim * sizeof(Cache);  // in the cache
   static constexpr int kWeightWords = kTileKeys * sizeof(Element) / 8;       // of a thread
   static constexpr int kFixedBytes =
-      kConsumers * (kQueryBytes + kFetchBytes + kGroupRows * 4) + 4096;
+      kConsumers * (kQueryBytes + kFetchBytes + kGroupRows * 4) + 2048;
   static constexpr int kSlotsThatFit = (kMaxTileShared - kFixedBytes) / (kSlotBytes + 16);
   static constexpr int kSlots = kSlotsThatFit < 12 ? kSlotsThatFit : 12;
   static_assert(kSlots >= 4, "two tiles' keys and values");

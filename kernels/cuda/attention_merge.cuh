@@ -181,7 +181,7 @@ __device__ void CountUnits(const AttentionParams& p, const WorkPlan& plan,
   sync();
 }
 
-using FinishMemory = MergeMemory<8>;  // what nodes leave of shared memory
+using FinishMemory = MergeMemory<16>;
 
 // Ends a part whose rows this thread block has written to the part's slot: counts it for its units.
 // unit_of(i) is the part's i-th unit. The rest as CountUnits.

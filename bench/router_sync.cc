@@ -52,7 +52,9 @@ class NoModel : public StepExecutor {
 class Group {
  public:
   Group(int number, int64_t num_blocks)
-      : random_(number + 1), engine_(Config(), &model_), server_(Hello(number), MonotonicNow) {
+      : random_(number + 1),
+        engine_(Config(), &model_),
+        server_(Hello(number, num_blocks), MonotonicNow) {
     const auto port = server_.Start("127.0.0.1:0");
     CHECK(port.ok()) << port.status().message();
     address = absl::StrCat("127.0.0.1:", *port);
@@ -60,7 +62,7 @@ class Group {
     while (static_cast<int64_t>(blocks_.size()) < num_blocks) {
       Change(std::min<int64_t>(65536, num_blocks - blocks_.size()), 0);
     }
-    server_.Serve(Hello(number), &engine_);
+    server_.Serve(Hello(number, num_blocks), &engine_);
     load_reports_ = std::thread([this] {
       while (server_.WaitForLoadDue()) server_.PublishLoadIfDue();
     });
@@ -98,12 +100,13 @@ class Group {
     config.clock = MonotonicNow;
     return config;
   }
-  static group::v1::Hello Hello(int number) {
+  static group::v1::Hello Hello(int number, int64_t num_blocks) {
     group::v1::Hello hello;
     hello.set_group(absl::StrCat("g", number));
     hello.set_epoch(100 + number);
     hello.set_block_size(kBlockSize);
     hello.set_model_key("bench");
+    hello.set_total_blocks(static_cast<int>(num_blocks));
     return hello;
   }
   void Change(int64_t num_stored, int64_t num_removed) {
@@ -277,7 +280,7 @@ SyncTimes WaitForSync(Replica* replica, int num_groups, const std::vector<BlockH
 }
 
 int Run(int argc, char** argv) {
-  InitLog("warning", {});
+  InitLog("warning", {{"role", "bench"}});
   const int num_groups = absl::GetFlag(FLAGS_groups);
   const int64_t num_blocks = absl::GetFlag(FLAGS_blocks);
   std::vector<std::unique_ptr<Group>> groups;
@@ -332,8 +335,12 @@ int Run(int argc, char** argv) {
     for (int i = 0; i < 1000 && !replica.Inspect(agrees); ++i) {
       absl::SleepFor(absl::Milliseconds(1));
     }
-    CHECK(replica.Inspect(agrees)) << "group " << g << " and its router differ";
     const auto& stats = replica.Inspect([g](const auto& t) { return t.cache(g).stats(); });
+    CHECK(replica.Inspect(agrees))
+        << "group " << g << " and its router differ: gaps " << stats.gaps << ", digests "
+        << stats.digest_mismatches << ", timeouts " << stats.timeouts << ", refused "
+        << replica.Inspect([](const auto& t) { return t.index().num_refused(); }) << ", lag "
+        << replica.Inspect([g](const auto& t) { return t.cache(g).lag(); });
     CHECK_EQ(stats.digest_mismatches + stats.gaps, 0) << "group " << g;
     CHECK_EQ(stats.resumes, 1) << "group " << g;
   }

@@ -266,7 +266,12 @@ BlockTable::Entry BlockTable::Find(const BlockHash& hash) const {
 
 bool BlockTable::Insert(const BlockHash& hash, uint64_t mask, Dropped dropped) {
   if (size_ == max_blocks_) return false;
-  if (!InsertIn(view_.Of(HashPosition(hash)), hash, mask)) return false;
+  while (!InsertIn(view_.Of(HashPosition(hash)), hash, mask)) {
+    // Full hereabouts, whatever the rest is: blocks came in the order of their positions.
+    if (!growing()) StartGrowthIfDue(/*full=*/true);
+    if (!growing()) return false;
+    Grow(view_.above.count, dropped);
+  }
   ++size_;
   if (growing()) {
     debt_ += kMovesPerInsert;
@@ -319,9 +324,9 @@ void BlockTable::Reserve(size_t num_blocks) {
   if (!growing()) StartGrowthIfDue();
 }
 
-void BlockTable::StartGrowthIfDue() {
+void BlockTable::StartGrowthIfDue(bool full) {
   uint64_t count = reserved_count_;
-  if (static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
+  if (full || static_cast<double>(size_) > kMaxLoad * kBucketSlots * view_.above.count) {
     const double factor = view_.above.count < kSmallBuckets ? kSmallGrowth : kGrowth;
     count = std::max(count, static_cast<uint64_t>(factor * view_.above.count));
   }

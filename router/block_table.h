@@ -150,7 +150,7 @@ class BlockTable {
 
   bool growing() const { return next_ < view_.above.count && view_.below.count > 0; }
   uint64_t CountFor(size_t num_blocks) const;
-  void StartGrowthIfDue();
+  void StartGrowthIfDue(bool full = false);
   void StartGrowth(uint64_t count);
   void Grow(uint64_t num_buckets, Dropped dropped);
   void ReleaseUpTo(uint64_t bucket);

@@ -49,6 +49,7 @@ bool GroupTable::OnHello(int group, GroupHello hello, absl::Time now) {
   g.phase = g.hello.ready ? GroupState::Phase::kReady : GroupState::Phase::kLoading;
   if (g.hello.ready) {
     model_ = g.hello;
+    // Bucket contents come region by region: none may be full while the others are empty.
     int64_t total_blocks = 0;
     for (const GroupState& o : groups_) total_blocks += o.hello.total_blocks;
     index_.Reserve(static_cast<size_t>(total_blocks));

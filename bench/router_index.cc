@@ -182,7 +182,8 @@ std::vector<GroupView> BusyGroups() {
     views[g].busy_share = 0.5;
     views[g].total_blocks = 200000;
     views[g].free_blocks = 1000 + g;
-    views[g].requests = views[g].running = 10 + g % 5;
+    views[g].requests = views[g].rows = 10 + g % 5;
+    views[g].active_unique_blocks = 3000;
   }
   return views;
 }

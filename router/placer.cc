@@ -35,13 +35,14 @@ std::vector<BlockHash> Placer::Chain(const Request& request) const {
 }
 
 Placement Placer::Place(const Request& request, std::span<const BlockHash> chain, uint64_t excluded,
-                        std::span<const double> backlog) const {
+                        double seconds_left, std::span<const double> backlog) const {
   const int max_tokens = request.sampling.max_tokens;
   const RouteQuery query{
       .prompt_tokens = static_cast<int>(request.prompt_ids.size()),
       .num_choices = request.best_of,
       .max_tokens = max_tokens,
-      .expected_answer_tokens = std::min<double>(mean_answer_.value(), max_tokens)};
+      .expected_answer_tokens = std::min<double>(mean_answer_.value(), max_tokens),
+      .seconds_left = seconds_left};
   std::vector<GroupView> views = groups_.Views(chain, excluded);
   for (int g = 0; g < groups_.size(); ++g) {
     views[g].prefill = fit_.cost(g);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -24,9 +25,10 @@ class Placer {
   // Of the request's prompt, for the model that is served.
   std::vector<BlockHash> Chain(const Request& request) const;
 
-  // Bits of `excluded` do not accept. `backlog[g]`: seconds of work that will go to group g before this
+  // Bits of `excluded` do not accept. `seconds_left`: until the first token is late. `backlog[g]`: seconds of work that will go to group g before this
   // request; empty = none.
   Placement Place(const Request& request, std::span<const BlockHash> chain, uint64_t excluded,
+                  double seconds_left = std::numeric_limits<double>::infinity(),
                   std::span<const double> backlog = {}) const;
   // Seconds to the first token on the accepting group where it is soonest, so far as anything is known
   // of the groups' speed: its wait alone before that. REQUIRES: a group was chosen.

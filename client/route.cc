@@ -11,8 +11,9 @@ int RunRoute(const Args& args, Io& io) {
   v1::ExplainRouteRequest request;
   Connection connection;
   PromptFlags prompt;
-  FlagSet flags("bough route", "[PROMPT]",
-                "Shows what each group would cost for PROMPT, term by term; '*' wins.");
+  FlagSet flags(
+      "bough route", "[PROMPT]",
+      "Shows what each group would cost for PROMPT, term by term; '*' wins, '-' takes none.");
   prompt.AddFlags(flags);
   AddSamplingFlags(flags, request.mutable_request());
   connection.AddFlags(flags);
@@ -39,6 +40,9 @@ int RunRoute(const Args& args, Io& io) {
   }
   io.out << "prompt_tokens=" << response.prompt_tokens() << "\n"
          << RouteTable({response.candidates().begin(), response.candidates().end()});
+  if (response.requests_held() > 0) {
+    io.out << response.requests_held() << " requests wait at the router for their turn\n";
+  }
   return kExitOk;
 }
 

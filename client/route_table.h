@@ -8,8 +8,8 @@
 
 namespace bough::client {
 
-// One row per group: matched tokens, each term of its cost and the total in seconds; '*' marks the
-// chosen one, '-' those that accept nothing now.
-std::string RouteTable(const std::vector<v1::RouteCandidate>& candidates);
+// One row per group: matched tokens, each term of its cost and the total in ms, cheapest first; '*' marks the
+// chosen one, '-' those that accept nothing now, and why.
+std::string RouteTable(std::vector<v1::RouteCandidate> candidates);
 
 }  // namespace bough::client

@@ -32,6 +32,7 @@ grpc::ServerUnaryReactor* AdminServiceImpl::GetServerInfo(grpc::CallbackServerCo
   router_->Inspect([response](const Dispatcher& d) {
     response->set_ready_groups(d.groups().num_ready());
     response->set_requests_in_flight(d.num_in_flight());
+    response->set_requests_held(d.num_held());
     response->set_draining(d.draining());
   });
   return Reply(context, grpc::Status::OK);
@@ -136,8 +137,10 @@ grpc::ServerUnaryReactor* AdminServiceImpl::ExplainRoute(grpc::CallbackServerCon
   }
   const auto& wanted = std::get<std::shared_ptr<Request>>(parsed);
   response->set_prompt_tokens(static_cast<int32_t>(wanted->prompt_ids.size()));
-  router_->Inspect(
-      [&](const Dispatcher& d) { AddRoute(d.Explain(*wanted), response->mutable_candidates()); });
+  router_->Inspect([&](const Dispatcher& d) {
+    AddRoute(d.Explain(*wanted), response->mutable_candidates());
+    response->set_requests_held(d.num_held());
+  });
   return Reply(context, grpc::Status::OK);
 }
 

@@ -17,7 +17,7 @@ void AdmissionQueue::Push(const AdmissionRequest& request) {
   const absl::Time due = request.arrival + absl::Seconds(config_.slo_seconds +
                                                          config_.stretch * request.prefill_seconds);
   tenant.by_due.insert({due, request.handle});
-  const bool added = entries_.emplace(request.handle, Entry{request, due, false, {}}).second;
+  const bool added = entries_.emplace(request.handle, Entry{request, due, false, {}, {}}).second;
   CHECK(added) << "handle held twice";
 }
 
@@ -61,13 +61,16 @@ std::vector<AdmissionDecision> AdmissionQueue::Poll(absl::Time now, std::span<co
       for (size_t g = 0; g < waits.size() && !any_open; ++g) any_open = open(g);
     }
     // With no group open nothing can go, and what was placed before stands in for a new placement.
-    if (any_open || !entry.placed) entry.offer = place(entry.request.handle, backlog);
-    entry.placed = true;
+    if (any_open || !entry.placed) {
+      entry.offer = place(entry.request.handle, backlog);
+      entry.soonest = now + absl::Seconds(entry.offer.soonest_seconds);
+      entry.placed = true;
+    }
     const AdmissionOffer offer = entry.offer;
     const AdmissionRequest request = entry.request;
     ++next.at;
     if (offer.group >= 0) {
-      const absl::Time soonest = now + absl::Seconds(offer.soonest_seconds);
+      const absl::Time soonest = std::max(entry.soonest, now);
       if (soonest > request.deadline) {
         decisions.push_back({request.handle, -1, soonest - request.deadline});
         Remove(request.handle);

@@ -11,8 +11,9 @@
 //
 // Use (the dispatcher): Push on arrival, Poll after it and on every load report and tick; carry out the
 // decisions in order; Remove when a client goes. Poll asks `place` for a request's placement, with the
-// seconds of others that go before it on each group: add them to GroupView::unreported_seconds, then
-// PlaceRequest.
+// seconds of others that go before it on each group: add them to GroupView::unreported_seconds, set
+// RouteQuery::seconds_left to what is left until the deadline, then PlaceRequest. A group that sends a
+// request back: Push it again.
 //
 // Sans-io: no clock of its own. Not thread-safe.
 #pragma once
@@ -87,6 +88,7 @@ class AdmissionQueue {
     absl::Time due;
     bool placed = false;
     AdmissionOffer offer;  // of its last placement
+    absl::Time soonest;    // the first token, by that
   };
   struct Tenant {
     double clock = 0;  // virtual

@@ -1,5 +1,7 @@
 #include "router/api_errors.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace bough::router {
@@ -25,6 +27,13 @@ ApiError TooManyInFlight(int limit, absl::Duration retry_after) {
                          absl::StrCat("the router has its limit of ", limit,
                                       " requests in flight (--max-requests-in-flight)")),
                    retry_after);
+}
+
+ApiError Overloaded(absl::Duration retry_after) {
+  return Retryable(Error(absl::StatusCode::kResourceExhausted, "OVERLOADED",
+                         "no group is predicted to begin the answer before the request's deadline, "
+                         "or within the router's --max-queue-wait"),
+                   std::max(retry_after, absl::Milliseconds(100)));
 }
 
 ApiError DuplicateRequest(const std::string& request_id) {

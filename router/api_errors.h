@@ -10,6 +10,8 @@
 namespace bough::router {
 
 ApiError TooManyInFlight(int limit, absl::Duration retry_after);
+// No group is predicted to begin the answer in time.
+ApiError Overloaded(absl::Duration retry_after);
 ApiError DuplicateRequest(const std::string& request_id);
 ApiError RouterDraining();
 ApiError ModelLoading();

@@ -34,6 +34,8 @@ void AddRoute(const std::vector<RouteTerm>& route,
     c->set_chosen(term.chosen);
     c->set_matched_tokens(term.candidate.matched_tokens);
     c->set_total_seconds(t.total());
+    c->set_why_not(term.why_not);
+    c->set_in_sync(term.in_sync);
     auto& terms = *c->mutable_terms();
     terms["wait"] = t.wait;
     terms["prefill"] = t.prefill;

@@ -18,6 +18,7 @@ namespace bough::router {
 namespace {
 
 constexpr size_t kMaxTraceparentBytes = 256;
+constexpr size_t kMaxTenantBytes = 128;
 
 uint64_t Random() {
   thread_local absl::BitGen gen;
@@ -104,11 +105,15 @@ std::variant<std::shared_ptr<Request>, ApiError> Call::Read(const v1::GenerateRe
   context_->AddInitialMetadata("x-request-id", request_id_);
   // Before a group has said what it serves there are no limits to check against.
   if (model.limits.max_model_len == 0) return *not_ready;
+  std::string tenant = Metadata(*context_, "x-tenant");
+  if (tenant.size() > kMaxTenantBytes) tenant.resize(kMaxTenantBytes);
   auto parsed = ParseRequest(message, stream, model, router_->tokenizer(), request_id_, Random());
   if (auto* request = std::get_if<std::shared_ptr<Request>>(&parsed)) {
     (*request)->arrival = arrival_;
     (*request)->deadline = Deadline(*context_, arrival_);
     (*request)->traceparent = traceparent_;
+    // Whoever gives no name is told apart by what he shares cached prompts with.
+    (*request)->tenant = tenant.empty() ? (*request)->cache_salt : std::move(tenant);
   }
   return parsed;
 }

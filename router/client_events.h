@@ -16,6 +16,8 @@ namespace bough::router {
 struct RouteTerm {
   std::string group;
   bool chosen = false;
+  bool in_sync = false;  // false: its cached blocks are not known, and count as none
+  std::string why_not;   // it does not accept; empty when it does
   Candidate candidate;
 };
 

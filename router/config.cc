@@ -34,6 +34,20 @@ absl::StatusOr<std::vector<GroupAddress>> ParseGroups(absl::string_view text) {
   return groups;
 }
 
+absl::StatusOr<std::map<std::string, double>> ParseWeights(absl::string_view text) {
+  std::map<std::string, double> weights;
+  for (absl::string_view item : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
+    const std::pair<std::string, std::string> parts = absl::StrSplit(item, absl::MaxSplits('=', 1));
+    double weight = 0;
+    if (parts.first.empty() || !absl::SimpleAtod(parts.second, &weight)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--tenant-weights: \"", item, "\" is not tenant=weight"));
+    }
+    weights[parts.first] = weight;
+  }
+  return weights;
+}
+
 absl::Status RouterConfig::Validate() const {
   std::vector<std::string> problems;
   auto expect = [&problems](bool ok, const std::string& problem) {
@@ -60,6 +74,14 @@ absl::Status RouterConfig::Validate() const {
          absl::StrCat("--model: there is no ", model, "/tokenizer.model"));
   expect_positive("--default-max-tokens", default_max_tokens);
   expect_positive("--max-requests-in-flight", max_requests_in_flight);
+  expect_positive("--admission-hold", absl::ToDoubleSeconds(admission_hold));
+  expect_positive("--max-queue-wait", absl::ToDoubleSeconds(max_queue_wait));
+  for (const auto& [tenant, weight] : tenant_weights) {
+    expect_positive("--tenant-weights", weight);
+  }
+  expect(tenant_weights.size() <= kMaxNamedTenants,
+         absl::StrCat("--tenant-weights: at most ", kMaxNamedTenants, " tenants, names ",
+                      tenant_weights.size()));
   expect(max_request_bytes > 0 && max_request_bytes <= (int64_t{1} << 30),
          absl::StrCat("--max-request-bytes: must be in [1, 2^30], is ", max_request_bytes));
   expect_positive("--max-pending-bytes", static_cast<double>(max_pending_bytes));

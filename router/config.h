@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,9 @@
 #include "absl/time/time.h"
 
 namespace bough::router {
+
+// Each has a label value of its own in the metrics.
+inline constexpr size_t kMaxNamedTenants = 64;
 
 struct GroupAddress {
   std::string name;     // unique; the label of metrics and the name in every answer
@@ -34,9 +38,15 @@ struct RouterConfig {
   std::string log_level = "info";  // debug, info, warning, error
   bool help = false;               // --help was given: print FlagsHelp and exit
   // Performance and protection.
-  int max_requests_in_flight = 1024;    // beyond it: RESOURCE_EXHAUSTED
-  int64_t max_request_bytes = 4 << 20;  // one request message; INVALID_ARGUMENT above
-  int64_t max_pending_bytes = 1 << 20;  // unread answer per client; SLOW_CONSUMER above
+  int max_requests_in_flight = 1024;  // beyond it: RESOURCE_EXHAUSTED
+  // A request is held here, where tenants share fairly, while the group it should go to has more than
+  // this before it: about one prefill chunk, so that no group runs dry.
+  absl::Duration admission_hold = absl::Milliseconds(200);
+  // Refused at once when it is predicted to wait longer for its prefill; RESOURCE_EXHAUSTED.
+  absl::Duration max_queue_wait = absl::Seconds(60);
+  std::map<std::string, double> tenant_weights;  // share of each; 1 where not named
+  int64_t max_request_bytes = 4 << 20;           // one request message; INVALID_ARGUMENT above
+  int64_t max_pending_bytes = 1 << 20;           // unread answer per client; SLOW_CONSUMER above
   absl::Duration drain_timeout = absl::Seconds(300);  // SIGTERM to exit with streams still open
 
   // One line per problem; OK when there is none.
@@ -45,6 +55,9 @@ struct RouterConfig {
 
 // "name=host:port,name=host:port".
 absl::StatusOr<std::vector<GroupAddress>> ParseGroups(absl::string_view text);
+
+// "tenant=weight,tenant=weight".
+absl::StatusOr<std::map<std::string, double>> ParseWeights(absl::string_view text);
 
 // `args` is argv without the program's name. INVALID_ARGUMENT names the flag and its value.
 absl::StatusOr<RouterConfig> ParseFlags(const std::vector<std::string>& args);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 #include <variant>
 
@@ -13,6 +14,10 @@ namespace bough::router {
 namespace {
 
 double Since(absl::Time from, absl::Time to) { return absl::ToDoubleSeconds(to - from); }
+
+// Between two looks at the queue, for each request in it: under overload they cost a fifth of a core at
+// most.
+constexpr absl::Duration kPollSpacing = absl::Microseconds(10);
 
 // When a refused client should come back: when the least loaded group has served its queue.
 absl::Duration RetryAfter(const GroupTable& groups) {
@@ -27,45 +32,118 @@ absl::Duration RetryAfter(const GroupTable& groups) {
 
 Dispatcher::Dispatcher(const RouterConfig& config, const Tokenizer* tokenizer,
                        RouterMetrics* metrics)
-    : config_(config), tokenizer_(tokenizer), metrics_(metrics), groups_(config.groups) {}
+    : config_(config),
+      tokenizer_(tokenizer),
+      metrics_(metrics),
+      groups_(config.groups),
+      placer_(&groups_),
+      queue_({.hold_seconds = absl::ToDoubleSeconds(config.admission_hold),
+              .slo_seconds = config.slo_ttft}) {}
 
-// ---- placement ----
-
-std::vector<BlockHash> Dispatcher::Chain(const Request& request) const {
-  return HashBlocks(RootHash(model().model_key, request.cache_salt), request.prompt_ids);
-}
-
-Placement Dispatcher::Place(const Request& request, const std::vector<BlockHash>& chain,
-                            uint64_t excluded) const {
-  const RouteQuery query{.prompt_tokens = static_cast<int>(request.prompt_ids.size()),
-                         .num_choices = request.best_of,
-                         .max_tokens = request.sampling.max_tokens};
-  return PlaceRequest(query, groups_.Views(chain, excluded), coefficients_);
-}
-
-std::vector<RouteTerm> Dispatcher::Terms(const Placement& placement) const {
-  std::vector<RouteTerm> terms;
-  for (int g = 0; g < groups_.size(); ++g) {
-    terms.push_back({groups_[g].address.name, g == placement.chosen, placement.candidates[g]});
-  }
-  return terms;
-}
+// ---- placement and admission ----
 
 std::vector<RouteTerm> Dispatcher::Explain(const Request& request) const {
-  return Terms(Place(request, Chain(request), /*excluded=*/0));
+  return placer_.Explain(placer_.Place(request, placer_.Chain(request), /*excluded=*/0),
+                         /*excluded=*/0);
 }
 
-bool Dispatcher::Submit(uint64_t handle, Flight& flight, absl::Time now) {
+Placement Dispatcher::Decide(Flight& flight, std::span<const double> backlog) {
+  const uint64_t excluded = flight.relay.excluded_groups();
   const auto begin = std::chrono::steady_clock::now();
-  const Placement placement = Place(*flight.request, flight.chain, flight.relay.excluded_groups());
+  const Placement placement = placer_.Place(*flight.request, flight.chain, excluded, backlog);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   metrics_->route_decision.Observe(took.count());
-  if (placement.chosen < 0) return false;
-  const int group = placement.chosen;
-  if (flight.request->explain_route) flight.route = Terms(placement);
-  const Candidate& chosen = placement.candidates[group];
-  groups_.Dispatch(handle, group, flight.chain,
-                   {chosen.terms.wait, chosen.prefill_seconds, chosen.matched_tokens}, now);
+  if (flight.request->explain_route) flight.route = placer_.Explain(placement, excluded);
+  if (placement.chosen >= 0) {
+    const Candidate& chosen = placement.candidates[placement.chosen];
+    flight.forecast = {chosen.terms.wait, chosen.prefill_seconds, chosen.matched_tokens};
+  }
+  return placement;
+}
+
+std::optional<ApiError> Dispatcher::Admit(uint64_t handle, Flight& flight, absl::Time now) {
+  const Placement placement = Decide(flight, {});
+  if (placement.chosen < 0) return NoGroup("no group accepts the request");
+  const Request& request = *flight.request;
+  AdmissionRequest held = {.handle = handle,
+                           .tenant = request.tenant,
+                           .weight = 1,
+                           // Higher priority first, as at the group.
+                           .arrival = request.arrival - request.priority * absl::Hours(1),
+                           .prefill_seconds = flight.forecast.prefill_seconds};
+  // What a lost group had begun is never refused: its client was promised an answer.
+  if (flight.relay.attempt() == 0) {
+    held.deadline = std::min(request.deadline, request.arrival + config_.max_queue_wait +
+                                                   absl::Seconds(flight.forecast.prefill_seconds));
+  }
+  const absl::Time soonest = now + absl::Seconds(placer_.SoonestFirstToken(placement));
+  if (soonest > held.deadline) return Overloaded(soonest - held.deadline);
+  if (queue_.size() == 0 && flight.forecast.wait_seconds <= Hold()) {
+    Submit(handle, flight, placement.chosen, now);
+    return std::nullopt;
+  }
+  const auto weight = config_.tenant_weights.find(request.tenant);
+  if (weight != config_.tenant_weights.end()) held.weight = weight->second;
+  queue_.Push(held);
+  metrics_->AddHeld(request.tenant, 1);
+  PollQueue(now);
+  return std::nullopt;
+}
+
+void Dispatcher::PollQueue(absl::Time now) {
+  if (queue_.size() == 0 || now < next_poll_) return;
+  std::vector<double> waits;
+  for (int g = 0; g < groups_.size(); ++g) {
+    waits.push_back(groups_[g].accepting()
+                        ? groups_[g].load.drain_seconds + groups_[g].unreported_seconds
+                        : std::numeric_limits<double>::infinity());
+  }
+  std::vector<uint64_t> homeless;  // no group that may take it accepts
+  const auto place = [&](uint64_t handle, std::span<const double> backlog) {
+    Flight& flight = *flights_.at(handle);
+    const Placement placement = Decide(flight, backlog);
+    if (placement.chosen < 0) {
+      homeless.push_back(handle);
+      return AdmissionOffer{};
+    }
+    const double cached = flight.forecast.cached_tokens;
+    return AdmissionOffer{
+        .group = placement.chosen,
+        .wait_seconds = flight.forecast.wait_seconds,
+        .prefill_seconds = flight.forecast.prefill_seconds,
+        .uncached_tokens = static_cast<double>(flight.request->prompt_ids.size()) - cached,
+        .soonest_seconds = placer_.SoonestFirstToken(placement)};
+  };
+  for (const AdmissionDecision& decision : queue_.Poll(now, waits, place)) {
+    Flight& flight = *flights_.at(decision.handle);
+    metrics_->AddHeld(flight.request->tenant, -1);
+    if (decision.group < 0) {
+      const bool late = flight.request->deadline <= now;  // Tick would have said so in a moment
+      Fail(decision.handle, late ? DeadlineExceeded("queue") : Overloaded(decision.retry_after),
+           now);
+    } else {
+      Submit(decision.handle, flight, decision.group, now);
+    }
+  }
+  for (uint64_t handle : homeless) {
+    std::optional<ApiError> lost = flights_.at(handle)->lost;
+    Fail(handle, lost ? *std::move(lost) : NoGroup("no group accepts the request any more"), now);
+  }
+  next_poll_ = now + queue_.size() * kPollSpacing;
+}
+
+bool Dispatcher::Unhold(uint64_t handle, const Flight& flight) {
+  if (!queue_.Remove(handle)) return false;
+  metrics_->AddHeld(flight.request->tenant, -1);
+  return true;
+}
+
+void Dispatcher::Submit(uint64_t handle, Flight& flight, int group, absl::Time now) {
+  groups_.Dispatch(handle, group, flight.chain, flight.forecast, now);
+  flight.sent = now;
+  flight.queue_seconds_there = -1;
+  flight.rows_there = groups_[group].load.running;
+  metrics_->held_time.Observe(Since(flight.request->arrival, now));
   flight.summary.group = groups_[group].address.name;
   StreamRelay::Attempt attempt = flight.relay.Begin(group, groups_[group].hello.epoch);
   SubmitCommand submit{.handle = handle,
@@ -75,11 +153,10 @@ bool Dispatcher::Submit(uint64_t handle, Flight& flight, absl::Time now) {
                        .request = flight.request,
                        .choices = std::move(attempt.choices),
                        .timeout = flight.request->deadline - now,
-                       .expected_cached_tokens = chosen.matched_tokens};
+                       .expected_cached_tokens = flight.forecast.cached_tokens};
   // A group may send a request back once; where it goes then it stays.
-  if (attempt.number == 1) submit.expected_wait_seconds = chosen.terms.wait;
+  if (attempt.number == 1) submit.expected_wait_seconds = flight.forecast.wait_seconds;
   actions_.commands.emplace_back(group, std::move(submit));
-  return true;
 }
 
 void Dispatcher::Retire(uint64_t handle, const Flight& flight, bool refused) {
@@ -113,14 +190,16 @@ std::optional<ApiError> Dispatcher::Start(uint64_t handle, std::shared_ptr<const
     return TooManyInFlight(config_.max_requests_in_flight, RetryAfter(groups_));
   }
   auto flight = std::make_unique<Flight>(request, tokenizer_);
-  flight->chain = Chain(*request);
+  flight->chain = placer_.Chain(*request);
   flight->summary.prompt_tokens = static_cast<int>(request->prompt_ids.size());
-  CHECK(Submit(handle, *flight, now)) << "a group accepts, but none was chosen";
   handles_[request->id] = handle;
   if (request->deadline != absl::InfiniteFuture()) deadlines_.insert({request->deadline, handle});
+  Flight& entered = *flight;
   CHECK(flights_.emplace(handle, std::move(flight)).second) << "handle used twice";
   metrics_->requests_in_flight.Set(num_in_flight());
-  return std::nullopt;
+  std::optional<ApiError> error = Admit(handle, entered, now);
+  if (error) Close(handle, now);
+  return error;
 }
 
 uint64_t Dispatcher::FindRequest(const std::string& request_id) const {
@@ -139,6 +218,7 @@ std::unique_ptr<Dispatcher::Flight> Dispatcher::Close(uint64_t handle, absl::Tim
   CHECK(!node.empty());
   std::unique_ptr<Flight> flight = std::move(node.mapped());
   Retire(handle, *flight);
+  Unhold(handle, *flight);
   const Request& request = *flight->request;
   handles_.erase(request.id);
   deadlines_.erase({request.deadline, handle});
@@ -160,6 +240,12 @@ void Dispatcher::Fail(uint64_t handle, ApiError error, absl::Time now) {
     actions_.commands.emplace_back(flight.relay.group(), CancelCommand{.handle = handle});
   }
   std::unique_ptr<Flight> closed = Close(handle, now);
+  // It was held, and no group ever took it.
+  if (error.reason == "OVERLOADED") {
+    metrics_->CountRejected(error.reason);
+    actions_.events.emplace_back(handle, ErrorEvent{std::move(error), std::move(closed->summary)});
+    return;
+  }
   const bool cancelled = error.code == absl::StatusCode::kCancelled;
   if (cancelled) metrics_->cancelled.Increment();
   metrics_->CountFinished(cancelled                                           ? "cancelled"
@@ -197,6 +283,7 @@ void Dispatcher::OnEvent(int group, GroupEvent event, absl::Time now) {
     groups_.OnCache(group, *contents, now);
   } else if (auto* load = std::get_if<GroupLoad>(&event)) {
     groups_.OnLoad(group, *load, now);
+    PollQueue(now);
   } else if (auto* ack = std::get_if<Ack>(&event)) {
     OnAck(group, *ack, now);
   } else if (auto* refused = std::get_if<Refused>(&event)) {
@@ -215,7 +302,10 @@ void Dispatcher::SendGroupCommands() {
 
 void Dispatcher::OnHello(int group, GroupHello hello, absl::Time now) {
   const bool new_epoch = groups_[group].hello.epoch != hello.epoch;
-  if (new_epoch) LoseFlights(group, "it restarted", now);
+  if (new_epoch) {
+    placer_.Forget(group);
+    LoseFlights(group, "it restarted", now);
+  }
   const bool drained_here = groups_[group].drained_here;
   if (groups_.OnHello(group, std::move(hello), now) && drained_here) {
     actions_.commands.emplace_back(group, DrainCommand{.on = true});
@@ -236,6 +326,8 @@ void Dispatcher::OnAck(int group, const Ack& ack, absl::Time now) {
   flight->summary.shared_kv_blocks = ack.shared_blocks;
   groups_[group].prompt_tokens += flight->summary.prompt_tokens;
   groups_[group].cached_prompt_tokens += ack.cached_tokens;
+  flight->cached_tokens = ack.cached_tokens;
+  flight->queue_seconds_there = ack.queue_seconds;
   if (flight->started) return;  // a later attempt: the client knows these already
   flight->summary.cached_prompt_tokens = ack.cached_tokens;
   flight->summary.queue_seconds = Since(flight->request->arrival, now);
@@ -280,13 +372,14 @@ void Dispatcher::OnRow(int group, const TokenRow& row, absl::Time now) {
   metrics_->generated_tokens.Increment();
   const bool first = flight->answer.num_tokens() == 0;
   Answer::Step step = flight->answer.OnToken(row, now);
-  if (first) metrics_->time_to_first_token.Observe(Since(flight->request->arrival, now));
+  if (first) OnFirstToken(group, *flight, now);
   if (step.gap > absl::ZeroDuration()) {
     metrics_->inter_token_latency.Observe(absl::ToDoubleSeconds(step.gap));
   }
   if (step.delta) actions_.events.emplace_back(row.handle, *std::move(step.delta));
   if (!step.finish) return;
   flight->last_finish = step.finish->reason;
+  placer_.OnAnswer(row.index + 1);
   actions_.events.emplace_back(row.handle, *step.finish);
   if (step.stopped_here) {
     flight->relay.FinishChoice(row.choice);
@@ -294,6 +387,16 @@ void Dispatcher::OnRow(int group, const TokenRow& row, absl::Time now) {
                                    CancelCommand{.handle = row.handle, .choice = row.choice});
   }
   if (flight->relay.finished()) Complete(row.handle, now);
+}
+
+void Dispatcher::OnFirstToken(int group, const Flight& flight, absl::Time now) {
+  metrics_->time_to_first_token.Observe(Since(flight.request->arrival, now));
+  const double took = Since(flight.sent, now);
+  const double predicted = flight.forecast.wait_seconds + flight.forecast.prefill_seconds;
+  if (predicted > 0) metrics_->ttft_over_predicted.Observe(took / predicted);
+  if (flight.queue_seconds_there < 0) return;  // not acknowledged
+  placer_.OnPrompt(group, flight.summary.prompt_tokens - flight.cached_tokens, flight.cached_tokens,
+                   flight.rows_there, took - flight.queue_seconds_there);
 }
 
 void Dispatcher::OnDone(int group, const Done& done, absl::Time now) {
@@ -320,9 +423,12 @@ void Dispatcher::OnDone(int group, const Done& done, absl::Time now) {
 
 void Dispatcher::Continue(uint64_t handle, Flight& flight, StreamRelay::Next next, ApiError error,
                           absl::Time now) {
-  if (next == StreamRelay::Next::kRetry && Submit(handle, flight, now)) {
-    if (error.reason == "GROUP_LOST") metrics_->resumes.Increment();
-    return;
+  if (next == StreamRelay::Next::kRetry) {
+    flight.lost = error;
+    if (!Admit(handle, flight, now)) {
+      if (error.reason == "GROUP_LOST") metrics_->resumes.Increment();
+      return;
+    }
   }
   Fail(handle, std::move(error), now);
 }
@@ -354,6 +460,19 @@ void Dispatcher::SetGroupDraining(int group, bool on) {
   actions_.commands.emplace_back(group, DrainCommand{.on = on});
 }
 
+void Dispatcher::FailHeld(absl::Time now) {
+  if (queue_.size() == 0) return;
+  std::vector<uint64_t> held;
+  for (const auto& [handle, flight] : flights_) {
+    if (flight->relay.group() < 0) held.push_back(handle);
+  }
+  std::sort(held.begin(), held.end());
+  for (uint64_t handle : held) {
+    std::optional<ApiError> lost = flights_.at(handle)->lost;
+    Fail(handle, lost ? *std::move(lost) : NoGroup("no group accepts requests any more"), now);
+  }
+}
+
 void Dispatcher::Tick(absl::Time now) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const uint64_t handle = deadlines_.begin()->second;
@@ -372,9 +491,12 @@ void Dispatcher::Tick(absl::Time now) {
     OnDown(g, why, now);
     actions_.resets.push_back(g);
   }
+  if (groups_.num_accepting() == 0) FailHeld(now);
+  PollQueue(now);
   metrics_->ObserveStreams(groups_, now);
   metrics_->groups_ready.Set(groups_.num_ready());
   metrics_->index_blocks.Set(static_cast<double>(groups_.index().size()));
+  metrics_->index_bytes.Set(static_cast<double>(groups_.index().bytes()));
   for (int g = 0; g < groups_.size(); ++g) {
     metrics_->SetGroupUp(groups_[g].address.name, groups_[g].phase == GroupState::Phase::kReady);
   }

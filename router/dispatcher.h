@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,11 +22,12 @@
 #include "absl/time/time.h"
 #include "common/grpc_status.h"
 #include "common/tokenizer.h"
+#include "router/admission.h"
 #include "router/answer.h"
 #include "router/client_events.h"
 #include "router/config.h"
 #include "router/group_table.h"
-#include "router/policy.h"
+#include "router/placer.h"
 #include "router/router_metrics.h"
 #include "router/stream_relay.h"
 
@@ -46,7 +48,8 @@ class Dispatcher {
   // `tokenizer` and `metrics` outlive this.
   Dispatcher(const RouterConfig& config, const Tokenizer* tokenizer, RouterMetrics* metrics);
 
-  // Admits and places a request, under `handle` from now on, or says why not.
+  // Admits a request, under `handle` from now on, or says why not. It goes to a group at once or, under
+  // load, when its turn comes (admission.h).
   // REQUIRES: the request is valid for model().limits; handle was never used.
   std::optional<ApiError> Start(uint64_t handle, std::shared_ptr<const Request> request,
                                 absl::Time now);
@@ -72,6 +75,8 @@ class Dispatcher {
 
   bool draining() const { return draining_; }
   int num_in_flight() const { return static_cast<int>(flights_.size()); }
+  // Of these, at no group: their turn has not come.
+  int num_held() const { return queue_.size(); }
   const GroupTable& groups() const { return groups_; }
   const GroupHello& model() const { return groups_.model(); }
 
@@ -85,17 +90,32 @@ class Dispatcher {
     std::vector<BlockHash> chain;
     RequestSummary summary;
     std::vector<RouteTerm> route;
-    bool started = false;  // StartEvent was sent
+    // Of the last decision, and of the attempt that followed it.
+    Forecast forecast;
+    absl::Time sent;
+    int rows_there = 0;  // that decoded on the group then
+    // As its Ack says: found, and how long it waited there; < 0 before that.
+    int cached_tokens = 0;
+    double queue_seconds_there = -1;
+    std::optional<ApiError> lost;  // what its client is told if no group can take it again
+    bool started = false;          // StartEvent was sent
     FinishReason last_finish = FinishReason::kStop;
   };
   using Flights = absl::flat_hash_map<uint64_t, std::unique_ptr<Flight>>;
 
-  std::vector<BlockHash> Chain(const Request& request) const;
-  Placement Place(const Request& request, const std::vector<BlockHash>& chain,
-                  uint64_t excluded) const;
-  std::vector<RouteTerm> Terms(const Placement& placement) const;
-  // False when no group accepts it.
-  bool Submit(uint64_t handle, Flight& flight, absl::Time now);
+  // Places the flight, after `backlog` seconds of other requests on each group.
+  Placement Decide(Flight& flight, std::span<const double> backlog);
+  // Sends a flight to its group if that is free, else holds it; or says why it can never go.
+  std::optional<ApiError> Admit(uint64_t handle, Flight& flight, absl::Time now);
+  // Requests whose turn has come leave; those that cannot make it any more are refused.
+  void PollQueue(absl::Time now);
+  // False = it was not held.
+  bool Unhold(uint64_t handle, const Flight& flight);
+  // To the group of its last decision.
+  void Submit(uint64_t handle, Flight& flight, int group, absl::Time now);
+  // No group accepts any more.
+  void FailHeld(absl::Time now);
+  double Hold() const { return absl::ToDoubleSeconds(config_.admission_hold); }
   void Retire(uint64_t handle, const Flight& flight, bool refused = false);
   void SendGroupCommands();
 
@@ -103,6 +123,7 @@ class Dispatcher {
   void OnAck(int group, const Ack& ack, absl::Time now);
   void OnRefused(int group, const Refused& refused, absl::Time now);
   void OnRow(int group, const TokenRow& row, absl::Time now);
+  void OnFirstToken(int group, const Flight& flight, absl::Time now);
   void OnDone(int group, const Done& done, absl::Time now);
   void LoseFlights(int group, const std::string& why, absl::Time now);
   // After the relay ended an attempt: begin another, or give up with `error`.
@@ -118,8 +139,10 @@ class Dispatcher {
   const RouterConfig config_;
   const Tokenizer* const tokenizer_;
   RouterMetrics* const metrics_;
-  const PolicyCoefficients coefficients_;
   GroupTable groups_;
+  Placer placer_;
+  AdmissionQueue queue_;
+  absl::Time next_poll_ = absl::InfinitePast();
   Flights flights_;
   absl::flat_hash_map<std::string, uint64_t> handles_;   // request id -> handle
   std::set<std::pair<absl::Time, uint64_t>> deadlines_;  // finite ones

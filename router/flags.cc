@@ -22,6 +22,12 @@ ABSL_FLAG(int, default_max_tokens, kDefaults.default_max_tokens,
           "tokens per answer when a request sets no max_tokens");
 ABSL_FLAG(int, max_requests_in_flight, kDefaults.max_requests_in_flight,
           "requests at once; more are refused with RESOURCE_EXHAUSTED");
+ABSL_FLAG(absl::Duration, admission_hold, kDefaults.admission_hold,
+          "requests wait at the router while the group they should go to has more work than this");
+ABSL_FLAG(absl::Duration, max_queue_wait, kDefaults.max_queue_wait,
+          "requests that are predicted to wait longer are refused with RESOURCE_EXHAUSTED");
+ABSL_FLAG(std::string, tenant_weights, "",
+          "shares under load, by the metadata key x-tenant: tenant=weight,...; others have 1");
 ABSL_FLAG(int64_t, max_request_bytes, kDefaults.max_request_bytes, "largest request message");
 ABSL_FLAG(int64_t, max_pending_bytes, kDefaults.max_pending_bytes,
           "answer bytes that a slow client may leave unread before its request is ended");
@@ -65,6 +71,9 @@ absl::StatusOr<RouterConfig> ParseFlags(const std::vector<std::string>& args) {
   }
   c.default_max_tokens = absl::GetFlag(FLAGS_default_max_tokens);
   c.max_requests_in_flight = absl::GetFlag(FLAGS_max_requests_in_flight);
+  c.admission_hold = absl::GetFlag(FLAGS_admission_hold);
+  c.max_queue_wait = absl::GetFlag(FLAGS_max_queue_wait);
+  ASSIGN_OR_RETURN(c.tenant_weights, ParseWeights(absl::GetFlag(FLAGS_tenant_weights)));
   c.max_request_bytes = absl::GetFlag(FLAGS_max_request_bytes);
   c.max_pending_bytes = absl::GetFlag(FLAGS_max_pending_bytes);
   c.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

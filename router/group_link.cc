@@ -60,7 +60,11 @@ class GroupLink::Connection
     if (!ok) return Close();
     absl::MutexLock lock(&mutex_);
     queue_.pop_front();
-    if (!queue_.empty() && !closed_) StartWrite(&queue_.front());
+    if (queue_.empty() || closed_) return;
+    // What is followed at once by more leaves together with it.
+    grpc::WriteOptions options;
+    if (queue_.size() > 1) options.set_buffer_hint();
+    StartWrite(&queue_.front(), options);
   }
 
   void OnReadDone(bool ok) override {

@@ -86,6 +86,7 @@ struct Ack {
   int attempt = 0;
   int cached_tokens = 0;
   int shared_blocks = 0;
+  double queue_seconds = 0;  // there
 };
 
 // The request was not taken: the group's queue is much longer than its router expected.

@@ -215,7 +215,7 @@ absl::StatusOr<GroupEvent> FromProto(const group::v1::LinkResponse& response) {
       return FromLoad(response.load());
     case pb::LinkResponse::kAck: {
       const pb::Ack& m = response.ack();
-      return Ack{m.handle(), m.attempt(), m.cached_tokens(), m.shared_blocks()};
+      return Ack{m.handle(), m.attempt(), m.cached_tokens(), m.shared_blocks(), m.queue_seconds()};
     }
     case pb::LinkResponse::kRefused: {
       const pb::Refused& m = response.refused();

@@ -19,17 +19,26 @@ double UnfittedPrefill(std::span<const GroupView> groups, const PolicyCoefficien
   return slowest > 0 ? slowest : c.unfitted_prefill_seconds_per_token;
 }
 
-// One cost of a block for all groups. They serve one model, and a single group's fit is off by more
-// than groups differ: times the blocks and tokens of an answer that error would outweigh any prefix.
-double DecodePerBlock(std::span<const GroupView> groups) {
-  double sum = 0;
-  int num_fitted = 0;
-  for (const GroupView& g : groups) {
-    sum += g.decode_seconds_per_block;
-    num_fitted += g.prefill_seconds_per_token > 0;
+// What a decode step takes. One fit for all groups: they serve one model, and a single group's is off by
+// more than groups differ; times the blocks and tokens of an answer that would outweigh any prefix.
+struct StepCost {
+  double per_row = 0, per_block = 0;
+
+  explicit StepCost(std::span<const GroupView> groups) {
+    int num_fitted = 0;
+    for (const GroupView& g : groups) {
+      if (g.prefill_seconds_per_token <= 0) continue;
+      ++num_fitted;
+      per_row += g.prefill.fitted() ? g.prefill.per_token : g.prefill_seconds_per_token;
+      per_block += g.decode_seconds_per_block;
+    }
+    if (num_fitted == 0) return;
+    per_row /= num_fitted;
+    per_block /= num_fitted;
   }
-  return num_fitted > 0 ? sum / num_fitted : 0;
-}
+  // Without reading the weights, which is the same everywhere.
+  double Seconds(double rows, double blocks) const { return rows * per_row + blocks * per_block; }
+};
 
 int BlocksFor(double tokens) { return static_cast<int>((tokens + kBlockSize - 1) / kBlockSize); }
 
@@ -50,7 +59,9 @@ double Lambda(std::span<const GroupView> groups, const PolicyCoefficients& c) {
 
 // What every group's cost has in common.
 struct Common {
-  double unfitted_per_token = 0, decode_per_block = 0, lambda = 0;
+  double unfitted_per_token = 0;
+  StepCost step;
+  double lambda = 0;
 };
 
 Candidate Score(const RouteQuery& q, const GroupView& g, const Common& common,
@@ -68,14 +79,17 @@ Candidate Score(const RouteQuery& q, const GroupView& g, const Common& common,
 
   CostTerms& t = out.terms;
   t.wait = g.drain_seconds + g.unreported_seconds;
-  t.prefill = g.prefill.fitted() ? g.prefill.Seconds(uncached, out.matched_tokens, g.running)
+  t.prefill = g.prefill.fitted() ? g.prefill.Seconds(uncached, out.matched_tokens, g.rows)
                                  : uncached * per_token;
   out.prefill_seconds = t.prefill;
   t.externality = common.lambda * t.prefill;
   const int context_blocks = BlocksFor(q.prompt_tokens);
   const int read_anew = context_blocks - std::min(g.active_blocks, context_blocks);
-  t.decode =
-      c.decode_weight * answer * (g.running + q.num_choices) * read_anew * common.decode_per_block;
+  const int rows = g.rows + q.num_choices;
+  const double before = common.step.Seconds(g.rows, g.active_unique_blocks);
+  const double after = common.step.Seconds(
+      rows, g.active_unique_blocks + read_anew + q.num_choices * answer / 2 / kBlockSize);
+  t.decode = c.decode_weight * answer * (rows * after - g.rows * before);
   const double needed = BlocksFor(uncached) + double{1} * q.num_choices * BlocksFor(answer);
   const double victims = std::max(0.0, needed - g.free_blocks);
   t.eviction = victims * kBlockSize * per_token * c.reuse_probability;
@@ -93,25 +107,29 @@ Placement PlaceRequest(const RouteQuery& query, std::span<const GroupView> group
                        const PolicyCoefficients& coefficients) {
   const int num_groups = static_cast<int>(groups.size());
   CHECK_LE(num_groups, kMaxGroups);
-  const Common common = {UnfittedPrefill(groups, coefficients), DecodePerBlock(groups),
+  const Common common = {UnfittedPrefill(groups, coefficients), StepCost(groups),
                          Lambda(groups, coefficients)};
   Placement out;
-  double best = 0;
-  bool any = false;
+  bool any_in_time = false;
   for (int i = 0; i < num_groups; ++i) {
-    const GroupView& g = groups[i];
-    out.candidates[i] = Score(query, g, common, coefficients);
-    const double total = out.candidates[i].terms.total();
-    if (!g.accepting || (any && total >= best)) continue;
-    best = total;
-    any = true;
+    Candidate& candidate = out.candidates[i];
+    candidate = Score(query, groups[i], common, coefficients);
+    candidate.in_time = candidate.terms.wait + candidate.terms.prefill <= query.seconds_left;
+    any_in_time |= groups[i].accepting && candidate.in_time;
+  }
+  auto eligible = [&](int i) {
+    return groups[i].accepting && (out.candidates[i].in_time || !any_in_time);
+  };
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < num_groups; ++i) {
+    if (eligible(i)) best = std::min(best, out.candidates[i].terms.total());
   }
   const double tie = best + std::abs(best) * coefficients.tie_ratio + coefficients.tie_seconds;
   auto use = [&groups](int i) {
     return std::tuple(groups[i].total_blocks - groups[i].free_blocks, groups[i].requests);
   };
   for (int i = 0; i < num_groups; ++i) {
-    if (!groups[i].accepting || out.candidates[i].terms.total() > tie) continue;
+    if (!eligible(i) || out.candidates[i].terms.total() > tie) continue;
     if (out.chosen < 0 || use(i) < use(out.chosen)) out.chosen = i;
   }
   return out;

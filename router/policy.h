@@ -5,14 +5,15 @@
 //   externality  lambda * prefill: what that work delays for everybody else. lambda rises with load:
 //                with rho / (1 - rho), rho = share of time that groups have had prefill work, and with
 //                the mean wait now, which knows of a burst before rho does
-//   decode       seconds that decoding there costs: E[answer] steps, each longer by the context's KV, and
-//                the more so the more rows share the step; 0 for the part of the context that is being
-//                decoded there now, because bifurcated attention reads it once for all
+//   decode       how much longer decoding takes for all rows there, its own and the others', over
+//                E[answer] steps of rows * seconds per token + KV blocks read * seconds per block.
+//                A context that is being decoded there now adds no block, because bifurcated attention
+//                reads it once for all
 //   eviction     blocks that must go to make room, at the price of computing them again
 //   next_turn    <= 0: what the conversation's next turn is expected to find there: less where the
 //                cache turns over faster
 //
-// The n samples of a prompt are one unit. A hot prefix is copied to a second group when, and only when,
+// The n samples of a prompt are one unit, never split. A hot prefix is copied to a second group when, and only when,
 // waiting at its holder costs more than computing it again with its externality.
 //
 // Pure and free of allocation: same arguments, same answer. No GPU's constants: the coefficients are
@@ -20,6 +21,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <span>
 
 #include "router/coefficients.h"
@@ -32,6 +35,8 @@ struct RouteQuery {
   int num_choices = 1;
   int max_tokens = 0;                 // per choice
   double expected_answer_tokens = 0;  // per choice; 0 = expected_answer_ratio of max_tokens
+  // To the first token. A group that would take longer is chosen only if every group would.
+  double seconds_left = std::numeric_limits<double>::infinity();
 };
 
 // What placement may know of one group.
@@ -44,18 +49,19 @@ struct GroupView {
   PrefillCost prefill;            // fitted by the router
   double prefill_seconds_per_token =
       0;  // fitted by the group: stands in until `prefill` is; 0 = neither
-  double decode_seconds_per_block = 0;
+  double decode_seconds_per_block = 0;    // fitted by the group
   double busy_share = 0;                  // rho
   int total_blocks = 0, free_blocks = 0;  // free: neither in use nor cached
   int requests = 0;                       // running and waiting
-  int running = 0;                        // of these, past their prefill or in it
+  int rows = 0;                      // choices that decode, or will when their prompts are done
+  int64_t active_unique_blocks = 0;  // that rows read in a step, shared ones once
 };
 
 struct PolicyCoefficients {
   // lambda = clamp(lambda_load * rho / (1 - rho) + lambda_wait * mean wait, min, max); lambda_wait in 1/s.
   double lambda_load = 1, lambda_wait = 0.4, lambda_min = 0.25, lambda_max = 8;
   // Seconds of TTFT that a second of decoding is worth.
-  double decode_weight = 0.3;
+  double decode_weight = 0.5;
   // Share of max_tokens that an answer is expected to use.
   double expected_answer_ratio = 0.5;
   // Probability that an evicted block is wanted again.
@@ -77,6 +83,7 @@ struct CostTerms {
 
 struct Candidate {
   bool accepting = false;
+  bool in_time = false;  // wait and prefill fit into RouteQuery::seconds_left
   int matched_tokens = 0;
   double prefill_seconds = 0;  // what the choice adds to the group's queue
   CostTerms terms;

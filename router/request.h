@@ -23,6 +23,7 @@ struct Request {
   // it.
   bool strip_leading_space = false;
   std::string cache_salt;
+  std::string tenant;  // whose share of the service it uses
   int priority = 0;
   bool return_logprobs = false;
   bool return_token_ids = false;

@@ -19,9 +19,9 @@ constexpr absl::StatusCode kCodes[] = {
     absl::StatusCode::kUnavailable,
     absl::StatusCode::kDeadlineExceeded,
 };
-constexpr const char* kRejectReasons[] = {"INVALID_REQUEST", "MODEL_NOT_FOUND", "DUPLICATE_REQUEST",
-                                          "QUEUE_FULL",      "MODEL_LOADING",   "NO_GROUP",
-                                          "DRAINING",        "DEADLINE",        "OTHER"};
+constexpr const char* kRejectReasons[] = {
+    "INVALID_REQUEST", "MODEL_NOT_FOUND", "DUPLICATE_REQUEST", "QUEUE_FULL", "OVERLOADED",
+    "MODEL_LOADING",   "NO_GROUP",        "DRAINING",          "DEADLINE",   "OTHER"};
 constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "deadline", "error"};
 
 // From 1 us to 10 ms: a decision takes microseconds.
@@ -31,9 +31,20 @@ const std::vector<double>& DecisionBuckets() {
   return buckets;
 }
 
+// A prediction is right at 1.
+const std::vector<double>& RatioBuckets() {
+  static const std::vector<double> buckets = {0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25,
+                                              1.5, 2,    3,   5,    10,  30};
+  return buckets;
+}
+
+// Tenants that are not named by --tenant-weights, in the metrics.
+constexpr char kOtherTenants[] = "other";
+
 }  // namespace
 
-RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups)
+RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups,
+                             const std::map<std::string, double>& tenants)
     : time_to_first_token(m->Histogram("time_to_first_token_seconds",
                                        "Arrival at the router to the first token.",
                                        Metrics::SecondsBuckets())),
@@ -45,6 +56,11 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
                                          Metrics::SecondsBuckets())),
       route_decision(
           m->Histogram("route_decision_seconds", "Time to place one request.", DecisionBuckets())),
+      held_time(m->Histogram("held_seconds", "Arrival to dispatch to a group.",
+                             Metrics::SecondsBuckets())),
+      ttft_over_predicted(m->Histogram("ttft_over_predicted_ratio",
+                                       "Dispatch to first token, over what placement predicted.",
+                                       RatioBuckets())),
       prompt_tokens(m->Counter("prompt_tokens_total", "Prompt tokens of admitted requests.")),
       cached_prompt_tokens(m->Counter("cached_prompt_tokens_total",
                                       "Prompt tokens whose KV was found in a prefix cache.")),
@@ -57,6 +73,7 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
       requests_in_flight(m->Gauge("requests_in_flight", "Admitted requests that are not over.")),
       groups_ready(m->Gauge("groups_ready", "Groups that have loaded the model.")),
       index_blocks(m->Gauge("index_blocks", "Distinct KV blocks in the prefix index.")),
+      index_bytes(m->Gauge("index_bytes", "Memory of the prefix index.")),
       cache_full_syncs_(m->Counter("cache_full_syncs_total",
                                    "Times that all of a group's cached blocks were asked for.")),
       cache_gaps_(m->Counter("cache_gaps_total", "Gaps found in a group's cache deltas.")),
@@ -81,6 +98,12 @@ RouterMetrics::RouterMetrics(Metrics* m, const std::vector<GroupAddress>& groups
     finished_[reason] = &m->Counter("requests_finished_total",
                                     "Admitted requests by what ended them.", {{"reason", reason}});
   }
+  const auto add_tenant = [&](const std::string& tenant) {
+    held_[tenant] =
+        &m->Gauge("requests_held", "Requests that wait here for their turn.", {{"tenant", tenant}});
+  };
+  add_tenant(kOtherTenants);
+  for (const auto& [tenant, weight] : tenants) add_tenant(tenant);
   for (const char* outcome : {"confirmed", "expired", "refused"}) {
     forecasts_[outcome] = &m->Counter(
         "forecasts_total", "Dispatches by what became of the blocks that they were to leave.",
@@ -114,6 +137,11 @@ void RouterMetrics::CountRejected(const std::string& reason) {
 void RouterMetrics::CountFinished(const std::string& reason) {
   const auto it = finished_.find(reason);
   (it == finished_.end() ? finished_["error"] : it->second)->Increment();
+}
+
+void RouterMetrics::AddHeld(const std::string& tenant, int change) {
+  const auto it = held_.find(tenant);
+  (it == held_.end() ? held_.at(kOtherTenants) : it->second)->Increment(change);
 }
 
 void RouterMetrics::SetGroupUp(const std::string& group, bool up) {

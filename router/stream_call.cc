@@ -70,7 +70,11 @@ void StreamCall::Advance() {
   if (writing_) return;
   if (!queue_.empty()) {
     writing_ = true;
-    StartWrite(&queue_.front());
+    if (queue_.size() == 1 && status_) return StartWriteAndFinish(&queue_.front(), {}, *status_);
+    // What is followed at once by more leaves together with it.
+    grpc::WriteOptions options;
+    if (queue_.size() > 1) options.set_buffer_hint();
+    StartWrite(&queue_.front(), options);
   } else if (status_) {
     Finish(*status_);
   }

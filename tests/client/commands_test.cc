@@ -366,8 +366,8 @@ TEST_F(CommandsTest, TopNeedsATerminal) {
 
 TEST_F(CommandsTest, RoutePrintsTheTable) {
   EXPECT_EQ(Run({"route", "Hello"}), kExitOk);
-  EXPECT_THAT(out_, StartsWith("prompt_tokens=5\n  group"));
-  EXPECT_THAT(out_, HasSubstr("\n* g0"));
+  EXPECT_THAT(out_, StartsWith("prompt_tokens=5\nms  group"));
+  EXPECT_THAT(out_, HasSubstr("\n *  g0"));
 }
 
 }  // namespace

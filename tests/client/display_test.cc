@@ -78,22 +78,28 @@ TEST(BenchProgressLine, HasCountsRatesAndAnEstimate) {
             "eta 15s");
 }
 
-TEST(RouteTable, OrdersTermsAndMarksTheChosenGroup) {
-  v1::RouteCandidate a, b;
+TEST(RouteTable, OrdersTermsAndGroupsAndSaysWhyAGroupTakesNone) {
+  v1::RouteCandidate a, b, c;
   a.set_group("g0");
   a.set_accepting(true);
-  a.set_matched_tokens(128);
-  a.set_chosen(true);
-  (*a.mutable_terms())["prefill"] = 0.25;
-  (*a.mutable_terms())["wait"] = 0.5;
-  a.set_total_seconds(0.75);
+  (*a.mutable_terms())["novel"] = 1;
+  a.set_total_seconds(1);
   b.set_group("g1");
-  (*b.mutable_terms())["novel"] = 1;
-  b.set_total_seconds(1);
-  EXPECT_EQ(RouteTable({a, b}),
-            "  group  matched       wait_s    prefill_s      novel_s      total_s\n"
-            "* g0         128     0.500000     0.250000     0.000000     0.750000\n"
-            "- g1           0     0.000000     0.000000     1.000000     1.000000\n");
+  b.set_accepting(true);
+  b.set_in_sync(true);
+  b.set_matched_tokens(128);
+  b.set_chosen(true);
+  (*b.mutable_terms())["prefill"] = 0.25;
+  (*b.mutable_terms())["wait"] = 0.5;
+  b.set_total_seconds(0.75);
+  c.set_group("g2");
+  c.set_why_not("draining");
+  EXPECT_EQ(RouteTable({c, a, b}),
+            "ms  group  matched      wait   prefill     novel    = total\n"
+            " *  g1         128   500.000   250.000     0.000    750.000\n"
+            "    g0           0     0.000     0.000  1000.000   1000.000"
+            "  its cache is not in sync yet\n"
+            " -  g2           0  draining\n");
 }
 
 v1::Group TestGroup(const std::string& name) {

@@ -125,6 +125,31 @@ TEST_F(BlockTableTest, TakesUpTo40BytesAnEntryFromAMillionOn) {
   }
 }
 
+// One slot has one key after the other.
+TEST_F(BlockTableTest, AReaderNeverTakesTheMaskOfTheKeyThatFollowsInASlot) {
+  constexpr uint64_t kKeys = 5;
+  BlockTable table(1000);
+  std::atomic<bool> done = false;
+  std::atomic<int64_t> num_found = 0, num_wrong = 0;
+  std::thread reader([&] {
+    BlockTable::View view = table.Look();
+    for (uint64_t i = 0; !done; ++i) {
+      const BlockHash hash = SamePosition(i % kKeys);
+      const uint64_t mask = table.Read(&view, hash, HashPosition(hash));
+      num_found += mask != 0;
+      num_wrong += mask != 0 && mask != hash.hi + 1;
+    }
+  });
+  for (uint64_t i = 0; i < 3000000 || num_found < 1000; ++i) {
+    const BlockHash hash = SamePosition(i % kKeys);
+    ASSERT_TRUE(Insert(&table, hash, hash.hi + 1));
+    table.Set(hash, table.Find(hash), 0);
+  }
+  done = true;
+  reader.join();
+  EXPECT_EQ(num_wrong, 0);
+}
+
 // A key's mask is never 0 nor another key's, while the writer grows the table and reuses slots.
 TEST_F(BlockTableTest, ReadersSeeEveryKeyWithItsOwnMaskWhileTheTableChanges) {
   std::mt19937_64 random(6);

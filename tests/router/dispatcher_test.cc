@@ -23,6 +23,7 @@ class DispatcherTest : public ::testing::Test {
     RouterConfig config;
     config.groups = {{"a", "x:1"}, {"b", "x:2"}, {"c", "x:3"}};
     config.max_requests_in_flight = 3;
+    config.admission_hold = absl::Seconds(10);  // dispatcher_admission_test.cc is about holding
     return config;
   }
 

@@ -10,14 +10,15 @@
 
 static int64_t g_num_allocations = 0;
 
-void* operator new(size_t size) {
+// Not inlined: GCC takes an inlined pair for a mismatch.
+[[gnu::noinline]] void* operator new(size_t size) {
   ++g_num_allocations;
   void* p = std::malloc(size);
   if (p == nullptr) std::abort();
   return p;
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace bough::router {
 namespace {
@@ -132,14 +133,16 @@ TEST(Policy, TermsAreInSecondsAndSumToTheTotal) {
   g.busy_share = 0.5;
   g.total_blocks = 500;
   g.free_blocks = 3;
-  g.running = 6;
+  g.rows = 6;
+  g.active_unique_blocks = 20;
   const Candidate c = PlaceRequest(query, {&g, 1}, coefficients).candidates[0];
   EXPECT_EQ(c.matched_tokens, 256);
   EXPECT_DOUBLE_EQ(c.terms.wait, 2);
   EXPECT_DOUBLE_EQ(c.terms.prefill, 384e-3);
   EXPECT_DOUBLE_EQ(c.terms.externality, 3 * 384e-3);  // lambda = 2 * 0.5 / 0.5 + 0.5 * 2 s
-  // Half the weight, half of max_tokens, 6 rows and 2 of its own, 10 - 2 blocks.
-  EXPECT_DOUBLE_EQ(c.terms.decode, 0.5 * 64 * (6 + 2) * 8 * 1e-5);
+  // 64 steps of 8 rows that read 20 blocks, 10 - 2 of the context and two half answers, less those of
+  // the 6 rows of before.
+  EXPECT_DOUBLE_EQ(c.terms.decode, 0.5 * 64 * (8 * (8e-3 + 29e-5) - 6 * (6e-3 + 20e-5)));
   EXPECT_DOUBLE_EQ(c.terms.eviction, 5 * 64 * 1e-3 * 0.25);  // 6 + 2 blocks needed, 3 free
   // A cache of 32 s of work that half of the time is worked at: a block stays for 64 s.
   EXPECT_DOUBLE_EQ(c.terms.next_turn, -0.5 * 0.64 * std::exp(-1));
@@ -189,20 +192,41 @@ TEST(Policy, AHotPrefixIsCopiedWhenWaitingForItCostsMoreThanItsPrefillWithWhatTh
 
 TEST(Policy, AContextBeingDecodedKeepsItsSiblingsTheMoreTheMoreRowsShareTheStep) {
   std::vector<GroupView> groups = {Ready(), Ready()};
-  for (GroupView& g : groups) g.matched_blocks = 100, g.decode_seconds_per_block = 1e-6;
+  for (GroupView& g : groups) {
+    g.matched_blocks = 100;
+    g.decode_seconds_per_block = 1e-6;
+  }
   groups[1].active_blocks = 100;
   groups[1].drain_seconds = 0.2;
   const RouteQuery query{.prompt_tokens = 6464, .num_choices = 1, .expected_answer_tokens = 500};
-  groups[0].running = groups[1].running = 1;
-  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 0);  // 0.03 s of reading is not worth 0.2 s
-  groups[0].running = groups[1].running = 30;
+  groups[0].rows = groups[1].rows = 1;
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 0);  // 0.05 s of reading is not worth 0.2 s
+  groups[0].rows = groups[1].rows = 30;
   EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 1);
+}
+
+TEST(Policy, AGroupThatDecodesManyRowsIsDearer) {
+  std::vector<GroupView> groups = {Ready(), Ready()};
+  groups[0].rows = 30;
+  EXPECT_EQ(PlaceRequest({640, 1, 500}, groups, {}).chosen, 1);
+  groups[1].rows = 60;
+  EXPECT_EQ(PlaceRequest({640, 1, 500}, groups, {}).chosen, 0);
+}
+
+TEST(Policy, SamplesOfOnePromptCountAsSoManyRowsThatReadItOnce) {
+  GroupView g = Ready();
+  g.decode_seconds_per_block = 1e-3;
+  const RouteQuery query{.prompt_tokens = 640, .num_choices = 4, .expected_answer_tokens = 128};
+  const Candidate c = PlaceRequest(query, {&g, 1}, {}).candidates[0];
+  // Four rows, the prompt's 10 blocks and half of each answer's 2.
+  EXPECT_DOUBLE_EQ(c.terms.decode,
+                   PolicyCoefficients().decode_weight * 128 * 4 * (4e-3 + (10 + 4 * 1) * 1e-3));
 }
 
 TEST(Policy, TheRoutersFitReplacesTheGroupsOwn) {
   GroupView g = Ready();
   g.matched_blocks = 5;
-  g.running = 3;
+  g.rows = 3;
   g.prefill = {.per_prompt = 0.01, .per_token = 1e-4, .per_pair = 1e-6, .per_token_row = 1e-5};
   const Candidate c = PlaceRequest({640, 1, 1}, {&g, 1}, {}).candidates[0];
   EXPECT_DOUBLE_EQ(c.terms.prefill, 0.01 + 320 * (1e-4 + 1e-6 * (320 + 160) + 1e-5 * 3));
@@ -216,6 +240,19 @@ TEST(Policy, AConversationGoesWhereItsBlocksWillStay) {
   groups[1].total_blocks = groups[1].free_blocks = 2000;
   groups[0].total_blocks = groups[0].free_blocks = 10000;
   EXPECT_EQ(PlaceRequest({6400, 1, 1}, groups, {}).chosen, 0);
+}
+
+TEST(Policy, AGroupThatWouldBeLateIsChosenOnlyIfAllWould) {
+  std::vector<GroupView> groups = {Ready(), Ready()};
+  groups[0].matched_blocks = 99;
+  groups[0].drain_seconds = 3;
+  RouteQuery query{.prompt_tokens = 6400, .num_choices = 1, .max_tokens = 1};
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 0);
+  groups[0].drain_seconds = 6.45;
+  query.seconds_left = 6.45;  // 6.514 s there, 6.4 s at the other
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 1);
+  query.seconds_left = 1;
+  EXPECT_EQ(PlaceRequest(query, groups, {}).chosen, 0);
 }
 
 TEST(Policy, PlacementAllocatesNothing) {

@@ -132,7 +132,10 @@ CacheFollower::Command CacheFollower::CheckDigest(uint64_t digest, absl::Time no
   }
   if (waiting_ != Waiting::kNothing) return std::nullopt;
   ++stats_.digest_mismatches;
-  if (repairs_ == kPatience) return StartOver(now);
+  if (repairs_ == kPatience) {
+    ++stats_.repairs_given_up;
+    return StartOver(now);
+  }
   return Ask(Waiting::kDigests, DigestsCommand{.epoch = epoch_}, now);
 }
 

@@ -29,8 +29,9 @@ struct CacheStats {
   int64_t gaps = 0;                     // deltas missed
   int64_t digest_mismatches = 0;
   int64_t buckets_repaired = 0;
-  int64_t timeouts = 0;      // questions asked again
-  int64_t bucket_bytes = 0;  // of hashes received in bucket contents
+  int64_t repairs_given_up = 0;  // all was asked for instead
+  int64_t timeouts = 0;          // questions asked again
+  int64_t bucket_bytes = 0;      // of hashes received in bucket contents
 };
 
 // Not thread-safe. Each On... may return a command to be sent to the group.

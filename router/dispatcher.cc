@@ -47,10 +47,11 @@ std::vector<RouteTerm> Dispatcher::Explain(const Request& request) const {
                          /*excluded=*/0);
 }
 
-Placement Dispatcher::Decide(Flight& flight, std::span<const double> backlog) {
+Placement Dispatcher::Decide(Flight& flight, std::span<const double> backlog, absl::Time now) {
   const uint64_t excluded = flight.relay.excluded_groups();
   const auto begin = std::chrono::steady_clock::now();
-  const Placement placement = placer_.Place(*flight.request, flight.chain, excluded, backlog);
+  const Placement placement = placer_.Place(*flight.request, flight.chain, excluded,
+                                            Since(now, flight.request->deadline), backlog);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   metrics_->route_decision.Observe(took.count());
   if (flight.request->explain_route) flight.route = placer_.Explain(placement, excluded);
@@ -62,7 +63,7 @@ Placement Dispatcher::Decide(Flight& flight, std::span<const double> backlog) {
 }
 
 std::optional<ApiError> Dispatcher::Admit(uint64_t handle, Flight& flight, absl::Time now) {
-  const Placement placement = Decide(flight, {});
+  const Placement placement = Decide(flight, {}, now);
   if (placement.chosen < 0) return NoGroup("no group accepts the request");
   const Request& request = *flight.request;
   AdmissionRequest held = {.handle = handle,
@@ -101,7 +102,7 @@ void Dispatcher::PollQueue(absl::Time now) {
   std::vector<uint64_t> homeless;  // no group that may take it accepts
   const auto place = [&](uint64_t handle, std::span<const double> backlog) {
     Flight& flight = *flights_.at(handle);
-    const Placement placement = Decide(flight, backlog);
+    const Placement placement = Decide(flight, backlog, now);
     if (placement.chosen < 0) {
       homeless.push_back(handle);
       return AdmissionOffer{};
@@ -139,10 +140,10 @@ bool Dispatcher::Unhold(uint64_t handle, const Flight& flight) {
 }
 
 void Dispatcher::Submit(uint64_t handle, Flight& flight, int group, absl::Time now) {
+  flight.rows_there = groups_[group].num_requests();
   groups_.Dispatch(handle, group, flight.chain, flight.forecast, now);
   flight.sent = now;
   flight.queue_seconds_there = -1;
-  flight.rows_there = groups_[group].load.running;
   metrics_->held_time.Observe(Since(flight.request->arrival, now));
   flight.summary.group = groups_[group].address.name;
   StreamRelay::Attempt attempt = flight.relay.Begin(group, groups_[group].hello.epoch);

@@ -93,7 +93,7 @@ class Dispatcher {
     // Of the last decision, and of the attempt that followed it.
     Forecast forecast;
     absl::Time sent;
-    int rows_there = 0;  // that decoded on the group then
+    int rows_there = 0;  // on the group then, as GroupView::rows
     // As its Ack says: found, and how long it waited there; < 0 before that.
     int cached_tokens = 0;
     double queue_seconds_there = -1;
@@ -104,7 +104,7 @@ class Dispatcher {
   using Flights = absl::flat_hash_map<uint64_t, std::unique_ptr<Flight>>;
 
   // Places the flight, after `backlog` seconds of other requests on each group.
-  Placement Decide(Flight& flight, std::span<const double> backlog);
+  Placement Decide(Flight& flight, std::span<const double> backlog, absl::Time now);
   // Sends a flight to its group if that is free, else holds it; or says why it can never go.
   std::optional<ApiError> Admit(uint64_t handle, Flight& flight, absl::Time now);
   // Requests whose turn has come leave; those that cannot make it any more are refused.

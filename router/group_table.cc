@@ -162,7 +162,7 @@ std::vector<GroupView> GroupTable::Views(std::span<const BlockHash> chain,
     v.busy_share = g.busy_share.value();
     v.total_blocks = g.hello.total_blocks;
     v.free_blocks = g.last_load == absl::InfinitePast() ? g.hello.total_blocks : g.load.free_blocks;
-    v.requests = std::max(g.load.running + g.load.waiting, g.requests_here);
+    v.requests = g.num_requests();
     v.rows = v.requests;
     v.active_unique_blocks = g.load.active_unique_blocks;
   }

@@ -48,6 +48,8 @@ struct GroupState {
   // Since the router connected.
   int64_t prompt_tokens = 0, cached_prompt_tokens = 0, generated_tokens = 0;
 
+  // In flight there, as the group said last or as this router knows.
+  int num_requests() const { return std::max(load.running + load.waiting, requests_here); }
   bool draining() const { return drained_here || load.draining; }
   bool accepting() const { return phase == Phase::kReady && !draining(); }
 };

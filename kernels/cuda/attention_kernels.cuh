@@ -89,7 +89,7 @@ inline int StreamTiles(const AttentionParams& p) {
   const int own_rows = p.HeadsPerKv() * (AllInPlan(p) ? p.max_seqlen_q : 1);
   return p.num_nodes > 0 || own_rows > 8 ? 2 : 1;
 }
-// Its thread blocks an SM. Two: one's parts end while the other streams; three read at 60 % of the rate.
+// Its thread blocks an SM: one's parts end while the other's stream.
 inline constexpr int kStreamBlocksPerSm = 2;
 inline int StreamAttentionGrid() { return NumSms() * kStreamBlocksPerSm; }
 

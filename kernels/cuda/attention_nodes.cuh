@@ -14,6 +14,11 @@ struct NodePart {
   KeyRange keys;
 };
 
+template <typename Shape>
+struct NodesShared : TileShared<Shape, NodePart> {
+  FinishMemory finish;
+};
+
 // The parts of one thread block.
 class NodeSchedule {
  public:
@@ -53,11 +58,8 @@ __device__ void WriteSlot(const WorkPlan& plan, const WorkPart& part, int num_ro
 
 // A consumer warpgroup's part. before_queries() returns once the kernel before has written them.
 template <typename Consumer, typename Before>
-__device__ void ConsumeParts(const AttentionParams& p, const WorkPlan& plan, Consumer& consumer,
-                             Before before_queries) {
-  // Where queries lie until the products are done.
-  auto& finish = *reinterpret_cast<FinishMemory*>(consumer.shared.queries);
-  static_assert(sizeof(FinishMemory) <= sizeof(consumer.shared.queries));
+__device__ void ConsumeParts(const AttentionParams& p, const WorkPlan& plan, FinishMemory& finish,
+                             Consumer& consumer, Before before_queries) {
   const HeadDivider heads(p.HeadsPerKv());
   ItemReader<NodePart> reader{consumer.shared.ring};
   int slot;
@@ -90,7 +92,6 @@ __device__ void ConsumeParts(const AttentionParams& p, const WorkPlan& plan, Con
       consumer.Attend(node->keys, all_begin, key_end, see);
       WriteSlot(plan, part, num_rows, consumer);
     }
-    SyncThreads(kBothGroups, 2 * kWarpgroupSize);  // all products are done
     FinishPart(
         p, plan, part, finish, threadIdx.x, 2 * kWarpgroupSize,
         [&](int i) -> const WorkUnit& { return units[i]; },
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                 const __grid_constant__ CUtensorMap v_map,
                 const __grid_constant__ AttentionParams p, const __grid_constant__ WorkPlan plan) {
   static_assert(Shape::kRows == kTileRows);
-  using Shared = TileShared<Shape, NodePart>;
+  using Shared = NodesShared<Shape>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<Shared*>(shared_bytes);
   constexpr int kConsumerThreads = Shape::kConsumers * kWarpgroupSize;
@@ -117,15 +118,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x >= kConsumerThreads) {
     LendRegisters<Shape>();
     NodeSchedule schedule(plan);
-    Produce<Shape>(
-        p, shared, k_map, v_map, [&](NodePart& part) { return schedule.Next(part); }, [] {});
+    Produce<Shape>(p, static_cast<TileShared<Shape, NodePart>&>(shared), k_map, v_map,
+                   [&](NodePart& part) { return schedule.Next(part); }, [] {});
     WaitForPrevious();
     AllowNext();
   } else {
     BorrowRegisters<Shape>();
     TileConsumer<Shape, Shared, kTwoLevel> consumer{shared};
     consumer.BeginTurns();
-    ConsumeParts(p, plan, consumer, [] {
+    ConsumeParts(p, plan, shared.finish, consumer, [] {
       WaitForPrevious();
       AllowNext();
     });
@@ -136,9 +137,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 template <typename Shape, bool kTwoLevel = Shape::kE4M3>
 void LaunchNodes(const AttentionParams& p, const WorkPlan& plan, Stream stream) {
   constexpr auto kKernel = NodesKernel<Shape, kTwoLevel>;
-  AllowSharedMemory<kKernel, sizeof(TileShared<Shape, NodePart>)>();
-  Launch(kKernel, dim3(TileAttentionGrid(p)), Shape::kThreads, sizeof(TileShared<Shape, NodePart>),
-         stream, KeyMap<Shape>(p), ValueMap<Shape>(p), p, plan);
+  AllowSharedMemory<kKernel, sizeof(NodesShared<Shape>)>();
+  Launch(kKernel, dim3(TileAttentionGrid(p)), Shape::kThreads, sizeof(NodesShared<Shape>), stream,
+         KeyMap<Shape>(p), ValueMap<Shape>(p), p, plan);
 }
 
 }  // namespace bough::cuda

@@ -14,7 +14,7 @@ constexpr int kPlanWarps = kPlanThreads / kWarpSize;
 
 // Costs, in eighths of the time in which a thread block reads a block of the cache. What a part takes
 // besides: its queries, the merge of its warps, its rows' way to the workspace.
-constexpr int kStreamBlockCost = 8, kStreamPartCost = 12;
+constexpr int kStreamBlockCost = 8, kStreamPartCost = 6;
 constexpr int kTileBlockCost = 8, kHalfTileBlockCost = 5, kTilePartCost = 12;
 
 // What a source adds to the two lists.
@@ -137,8 +137,9 @@ struct Planner {
     }
   }
 
-  __device__ Counts CountsOf(const Source& source) const {
+  __device__ Counts CountsOf(int i) const {
     Counts counts;
+    const Source source = SourceOf(i);
     ForEachEntry(source, [&](WorkKind kind, int, int units, int block_cost, int part_cost) {
 #pragma unroll
       for (int k = 0; k < 2; ++k) {  // constant indices keep the counts in registers
@@ -152,7 +153,8 @@ struct Planner {
   }
 
   // Writes a source's entries, the first of them at `at`, and of a sequence's its units.
-  __device__ void WriteEntries(int i, const Source& source, Counts at) const {
+  __device__ void WriteEntries(int i, Counts at) const {
+    const Source source = SourceOf(i);
     if (i < p.num_nodes) node_entries[i] = {at.entries[kTileWork], at.entries[kStreamWork]};
     const int own_entry = at.entries[kStreamWork];
     ForEachEntry(source, [&](WorkKind kind, int first, int units, int block_cost, int part_cost) {
@@ -289,15 +291,11 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   const int run = CeilDiv(planner.num_sources(), kPlanThreads);
   const int begin = threadIdx.x * run, end = min(begin + run, planner.num_sources());
   Counts mine, total;
-  // Most batches have no more sources than there are threads: the first is kept.
-  const Source first = begin < end ? planner.SourceOf(begin) : Source{};
-  const auto source_of = [&](int i) { return i == begin ? first : planner.SourceOf(i); };
-  for (int i = begin; i < end; ++i) mine.Add(planner.CountsOf(source_of(i)));
+  for (int i = begin; i < end; ++i) mine.Add(planner.CountsOf(i));
   Counts at = SumBefore(mine, total);
   for (int i = begin; i < end; ++i) {
-    const Source source = source_of(i);
-    planner.WriteEntries(i, source, at);
-    at.Add(planner.CountsOf(source));
+    planner.WriteEntries(i, at);
+    at.Add(planner.CountsOf(i));
   }
   __syncthreads();
   planner.LinkNodes();
@@ -360,9 +358,9 @@ int64_t PlanWorkspaceBytes(int max_num_tokens, int max_num_seqs, int num_heads, 
 // Behind the slots.
 PrefillPlan PrefillPlanIn(const AttentionParams& p) {
   const WorkPlan plan = PlanIn(p);
-  return PrefillPlan::At(
-      plan.slots + NumSlots(plan.max_units, p.num_heads) * WorkPlan::SlotFloats(p.head_dim),
-      p.num_seqs * CeilDiv(p.max_seqlen_q * p.HeadsPerKv(), kPrefillRows));
+  return PrefillPlan::At(plan.slots + NumSlots(plan.max_units, p.num_heads) *
+                                          WorkPlan::SlotFloats(p.head_dim),
+                         p.num_seqs * CeilDiv(p.max_seqlen_q * p.HeadsPerKv(), kPrefillRows));
 }
 
 WorkPlan PlanIn(const AttentionParams& p) {

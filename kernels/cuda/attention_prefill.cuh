@@ -128,9 +128,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x >= kConsumerThreads) {
     LendRegisters<Shape>();
     PrefillSchedule schedule(p, plan);
-    Produce(
-        p, shared, k_map, v_map, [&](PrefillTile& tile) { return schedule.Next(tile); },
-        [] { WaitForPrevious(); });
+    Produce(p, shared, k_map, v_map, [&](PrefillTile& tile) { return schedule.Next(tile); },
+            [] { WaitForPrevious(); });
   } else {
     BorrowRegisters<Shape>();
     TileConsumer<Shape, Shared, kTwoLevel> consumer{shared};
@@ -145,8 +144,8 @@ void LaunchPrefill(const AttentionParams& p, const PrefillPlan& plan, Stream str
   constexpr auto kKernel = PrefillKernel<Shape, kTwoLevel, kTakeTurns>;
   AllowSharedMemory<kKernel, sizeof(TileShared<Shape, PrefillTile>)>();
   const int grid = std::min(NumSms(), plan.max_items * p.num_kv_heads);
-  Launch(kKernel, dim3(grid), Shape::kThreads, sizeof(TileShared<Shape, PrefillTile>), stream,
-         KeyMap<Shape>(p), ValueMap<Shape>(p), p, plan);
+  Launch(kKernel, dim3(grid), Shape::kThreads, sizeof(TileShared<Shape, PrefillTile>), stream, KeyMap<Shape>(p),
+         ValueMap<Shape>(p), p, plan);
 }
 
 }  // namespace bough::cuda

@@ -1,5 +1,6 @@
 // One thread block sorts the tiles by their number of keys: a counting sort, a warp a sequence.
 #include "kernels/cuda/attention_prefill_plan.h"
+
 #include "kernels/cuda/device.cuh"
 
 namespace bough::cuda {
@@ -26,10 +27,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int begin =
             p.sliding_window > 0 ? first_position + row / heads + 1 - p.sliding_window : 0;
         const int num_keys = max(0, end - max(0, begin));
-        const int bucket =
-            static_cast<int>(num_keys * int64_t{kBuckets - 1} / max(max_keys, int64_t{1}));
-        do_tile(kBuckets - 1 - min(bucket, kBuckets - 1),
-                PrefillItem{seq, row, min(kPrefillRows, num_rows - row), p.cu_seqlens_q[seq],
+        const int bucket = static_cast<int>(num_keys * int64_t{kBuckets - 1} / max(max_keys, int64_t{1}));
+        do_tile(kBuckets - 1 - min(bucket, kBuckets - 1), PrefillItem{seq, row, min(kPrefillRows, num_rows - row), p.cu_seqlens_q[seq],
                             first_position});
       }
     }

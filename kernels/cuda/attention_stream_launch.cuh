@@ -21,7 +21,7 @@ void LaunchStreamKernel(const AttentionParams& p, const WorkPlan& plan, Stream s
   const CUtensorMap k_map =
       MakeTensorMap(p.k_cache, kManyRows, S::kRowBytes, S::kBoxBytes, kBlockKeys);
   const CUtensorMap v_map =
-      S::kWidens ? MakeTensorMap(p.v_cache, kManyRows, 128, 128, kHeadDim / 2)
+      S::kWidens ? MakeTensorMap(p.v_cache, kManyRows, kBlockKeys, kBlockKeys, kHeadDim)
                  : MakeTensorMap(p.v_cache, kManyRows, S::kRowBytes, S::kBoxBytes, kBlockKeys);
   Launch(kernel, dim3(StreamAttentionGrid()), kStreamThreads, sizeof(StreamShared<S>), stream,
          k_map, v_map, p, plan, p.num_nodes > 0);

@@ -245,8 +245,8 @@ struct WideningProducer {
 #pragma unroll
     for (int i = 0; i < 2 * kChunks; ++i) {
       const uint8_t* block = i < kChunks ? block0 : block1;
-      raw[i / kChunks][i % kChunks] =
-          __ldg(reinterpret_cast<const uint4*>(block) + i % kChunks * kWarpgroupSize + thread);
+      raw[i / kChunks][i % kChunks] = __ldg(reinterpret_cast<const uint4*>(block) +
+                                            i % kChunks * kWarpgroupSize + thread);
     }
     Wait(&shared.empty[at.slot], at.phase ^ 1);
 #pragma unroll
@@ -270,10 +270,10 @@ struct WideningProducer {
   __device__ void StoreKey(int block, int chunk, uint4 raw) {
     const int row = block * kBlockKeys + chunk / kRowChunks, column = chunk % kRowChunks * 2;
     uint8_t* to = shared.slots[at.slot] + column / 8 * (kTileKeys * 128);
-    *reinterpret_cast<uint4*>(to + Swizzled(row, column % 8)) = {Low(raw.x), High(raw.x),
-                                                                 Low(raw.y), High(raw.y)};
-    *reinterpret_cast<uint4*>(to + Swizzled(row, column % 8 + 1)) = {Low(raw.z), High(raw.z),
-                                                                     Low(raw.w), High(raw.w)};
+    *reinterpret_cast<uint4*>(to + Swizzled(row, column % 8)) = {
+        Low(raw.x), High(raw.x), Low(raw.y), High(raw.y)};
+    *reinterpret_cast<uint4*>(to + Swizzled(row, column % 8 + 1)) = {
+        Low(raw.z), High(raw.z), Low(raw.w), High(raw.w)};
   }
   // 16 keys of a dimension, back in their own order: the low halves of words hold keys 0 to 7.
   __device__ void StoreValue(int block, int chunk, uint4 raw) {
@@ -405,8 +405,7 @@ struct TileConsumer {
   float o[kOutputs];  // rows as scores, columns 8 j + 2 (lane % 4) + c at [4 j + 2 h + c]
 
   __device__ int Row(int h) const {
-    return warpgroup * kGroupRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + lane / 4 +
-           8 * h;
+    return warpgroup * kGroupRows + threadIdx.x % kWarpgroupSize / kWarpSize * 16 + lane / 4 + 8 * h;
   }
   // Before the first range.
   __device__ void BeginTurns() const {
@@ -420,8 +419,8 @@ struct TileConsumer {
   __device__ void StartFetch(const AttentionParams& p, Query query) {
     const int thread = threadIdx.x % kWarpgroupSize;
     const int first = thread / kRowChunks, chunk = thread % kRowChunks;
-    uint8_t* const to =
-        Shape::kConverts || !in_fetched ? shared.fetched[warpgroup] : shared.queries[warpgroup];
+    uint8_t* const to = Shape::kConverts || !in_fetched ? shared.fetched[warpgroup]
+                                                        : shared.queries[warpgroup];
 #pragma unroll
     for (int i = 0; i < kQueryChunks; ++i) {
       const int row = first + i * kRowsAtOnce;
@@ -486,7 +485,7 @@ struct TileConsumer {
     l[0] = l[1] = 0;
     const int num_tiles = keys.NumTiles();
     if (num_tiles == 0) return;
-    const auto mask = [&](float(&s)[kScores], int tile) {
+    const auto mask = [&](float (&s)[kScores], int tile) {
       const int key = keys.FirstKey(tile);
       if (key >= all_begin && key + kTileKeys <= all_end) return;
       Mask(s, key, see);
@@ -582,14 +581,15 @@ struct TileConsumer {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t mine = odd ? words[2 * i + 1] : words[2 * i];
-        const uint32_t other = __shfl_xor_sync(kFullWarp, odd ? words[2 * i] : words[2 * i + 1], 1);
+        const uint32_t other =
+            __shfl_xor_sync(kFullWarp, odd ? words[2 * i] : words[2 * i + 1], 1);
         pairs[i][0] = odd ? other : mine;
         pairs[i][1] = odd ? mine : other;
       }
       const uint32_t x = __shfl_xor_sync(kFullWarp, high ? pairs[0][0] : pairs[1][0], 2);
       const uint32_t y = __shfl_xor_sync(kFullWarp, high ? pairs[0][1] : pairs[1][1], 2);
-      const uint4 chunk =
-          high ? uint4{x, y, pairs[1][0], pairs[1][1]} : uint4{pairs[0][0], pairs[0][1], x, y};
+      const uint4 chunk = high ? uint4{x, y, pairs[1][0], pairs[1][1]}
+                               : uint4{pairs[0][0], pairs[0][1], x, y};
       if (writes) *reinterpret_cast<uint4*>(to + 8 * (j + lane % 4)) = chunk;
     }
   }
@@ -662,8 +662,8 @@ struct TileConsumer {
 #pragma unroll
     for (int i = 0; i < Shape::kSteps; ++i) {
       const int panel = i / kPanelSteps, in_panel = i % kPanelSteps * 2;
-      MultiplyShared<Element>(s, q + panel * kQueryPanel + in_panel,
-                              k + panel * kKeyPanel + in_panel, i > 0);
+      MultiplyShared<Element>(s, q + panel * kQueryPanel + in_panel, k + panel * kKeyPanel + in_panel,
+                              i > 0);
     }
   }
 
@@ -676,8 +676,7 @@ struct TileConsumer {
       const int add = !kTwoLevel || i > 0;
       if constexpr (sizeof(typename Shape::Cache) == 2) {
         const uint64_t v = ColumnsDescriptor<kTileKeys * 128>(shared.slots[at.slot]);
-        MultiplyRegisters<Element, true>(sums, weights + 4 * i, v + i * (kStepKeys * 128 / 16),
-                                         add);
+        MultiplyRegisters<Element, true>(sums, weights + 4 * i, v + i * (kStepKeys * 128 / 16), add);
       } else {
         const uint64_t v = RowsDescriptor<Shape::kValueRowBytes>(shared.slots[at.slot]);
         const int at_step = i / kBlockSteps * (Shape::kSlotBytes / 2 / 16) + i % kBlockSteps * 2;

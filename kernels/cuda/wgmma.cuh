@@ -35,27 +35,27 @@ __device__ inline void ArriveThreads(int id, int num_threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
-#define BOUGH_WGMMA_SS(KIND, FLAGS, COLUMNS, SIZE, A, B, ADD)                          \
-  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, " ADD                                   \
-               ", 0;\n"                                                                \
-               "wgmma.mma_async.sync.aligned.m64n" COLUMNS KIND " {" BOUGH_REGS_##SIZE \
-               "}, " A ", " B ", p, 1, 1" FLAGS ";}"                                   \
-               : BOUGH_OUT_##SIZE(0)                                                   \
+#define BOUGH_WGMMA_SS(KIND, FLAGS, COLUMNS, SIZE, A, B, ADD)                                  \
+  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, " ADD                                           \
+               ", 0;\n"                                                                        \
+               "wgmma.mma_async.sync.aligned.m64n" COLUMNS KIND " {" BOUGH_REGS_##SIZE "}, " A \
+               ", " B ", p, 1, 1" FLAGS ";}"                                                   \
+               : BOUGH_OUT_##SIZE(0)                                                           \
                : "l"(a), "l"(b), "r"(add))
-#define BOUGH_WGMMA_RS(KIND, FLAGS, COLUMNS, SIZE, A, B, ADD)                          \
-  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, " ADD                                   \
-               ", 0;\n"                                                                \
-               "wgmma.mma_async.sync.aligned.m64n" COLUMNS KIND " {" BOUGH_REGS_##SIZE \
-               "}, {" A "}, " B ", p, 1, 1" FLAGS ";}"                                 \
-               : BOUGH_OUT_##SIZE(0)                                                   \
+#define BOUGH_WGMMA_RS(KIND, FLAGS, COLUMNS, SIZE, A, B, ADD)                                   \
+  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, " ADD                                            \
+               ", 0;\n"                                                                         \
+               "wgmma.mma_async.sync.aligned.m64n" COLUMNS KIND " {" BOUGH_REGS_##SIZE "}, {" A \
+               "}, " B ", p, 1, 1" FLAGS ";}"                                                   \
+               : BOUGH_OUT_##SIZE(0)                                                            \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
-#define BOUGH_WGMMA_OF_TYPE(FORM, FLAGS, COLUMNS, SIZE, A, B, ADD)            \
-  if constexpr (std::is_same_v<T, E4M3>) {                                    \
-    BOUGH_WGMMA_##FORM("k32.f32.e4m3.e4m3", "", COLUMNS, SIZE, A, B, ADD);    \
-  } else if constexpr (std::is_same_v<T, __half>) {                           \
-    BOUGH_WGMMA_##FORM("k16.f32.f16.f16", FLAGS, COLUMNS, SIZE, A, B, ADD);   \
-  } else {                                                                    \
-    BOUGH_WGMMA_##FORM("k16.f32.bf16.bf16", FLAGS, COLUMNS, SIZE, A, B, ADD); \
+#define BOUGH_WGMMA_OF_TYPE(FORM, FLAGS, COLUMNS, SIZE, A, B, ADD)                     \
+  if constexpr (std::is_same_v<T, E4M3>) {                                            \
+    BOUGH_WGMMA_##FORM("k32.f32.e4m3.e4m3", "", COLUMNS, SIZE, A, B, ADD);             \
+  } else if constexpr (std::is_same_v<T, __half>) {                                   \
+    BOUGH_WGMMA_##FORM("k16.f32.f16.f16", FLAGS, COLUMNS, SIZE, A, B, ADD);            \
+  } else {                                                                            \
+    BOUGH_WGMMA_##FORM("k16.f32.bf16.bf16", FLAGS, COLUMNS, SIZE, A, B, ADD);          \
   }
 
 // d [64, N] = or += a [64, 32 bytes] b [N, 32 bytes]^T; N = 2 * kSize columns. Lane l of warp w holds
@@ -73,8 +73,7 @@ __device__ inline void MultiplyShared(float (&d)[kSize], uint64_t a, uint64_t b,
 // The same with a in registers: 4-byte words at column 4 (l % 4) bytes of the rows l / 4 and l / 4 + 8,
 // then 16 bytes further of both. kTurned: b is [k, N], by ColumnsDescriptor.
 template <typename T, bool kTurned, int kSize>
-__device__ inline void MultiplyRegisters(float (&d)[kSize], const uint32_t* a, uint64_t b,
-                                         int add) {
+__device__ inline void MultiplyRegisters(float (&d)[kSize], const uint32_t* a, uint64_t b, int add) {
   static_assert(!kTurned || sizeof(T) == 2, "tensor cores turn over 16-bit elements only");
   if constexpr (kSize == 32 && kTurned) {
     BOUGH_WGMMA_OF_TYPE(RS, ", 1", "64", 32, "%32, %33, %34, %35", "%36", "%37");

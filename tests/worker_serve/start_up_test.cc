@@ -120,13 +120,13 @@ TEST(LoadPacer, FirstReportIsDueAtOnce) {
   EXPECT_LT(LoadPacer().Due(/*busy=*/false, /*changed=*/false), absl::UnixEpoch());
 }
 
-TEST(LoadPacer, ReportsOftenWhenBusySoonWhenChangedAndRarelyWhenIdle) {
+TEST(LoadPacer, ReportsSoonWhenChangedOftenWhenBusyAndRarelyWhenIdle) {
   LoadPacer pacer;
   const absl::Time sent = absl::UnixEpoch() + absl::Seconds(5);
   pacer.Sent(sent);
-  EXPECT_EQ(pacer.Due(true, false) - sent, absl::Milliseconds(5));
+  EXPECT_EQ(pacer.Due(true, false) - sent, absl::Milliseconds(20));
   EXPECT_EQ(pacer.Due(true, true) - sent, absl::Milliseconds(5));
-  EXPECT_EQ(pacer.Due(false, true) - sent, absl::Milliseconds(10));
+  EXPECT_EQ(pacer.Due(false, true) - sent, absl::Milliseconds(5));
   EXPECT_EQ(pacer.Due(false, false) - sent, absl::Milliseconds(100));
 }
 
